@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CLASS = "class"  # column of the layer's features
 OTHER_EDGE = "#4cc9f0"  # of classes that the reviewer named
+SELECTING = ("select", "direct")  # modes of the layer in which a user selects shapes by hand
 SAVE_DELAY_MS = 50  # napari emits several events while one shape is drawn
 
 
@@ -53,6 +54,8 @@ class AnnotationLayer:
         self._file: AnnotationFile | None = None
         self._slide: Slide | None = None
         self._layer: Shapes | None = None
+        self._class = next(iter(ANNOTATION_CLASSES))  # of the next region
+        self._was_drawing = False
         self._timer = QTimer(parent)
         self._timer.setSingleShot(True)
         self._timer.setInterval(SAVE_DELAY_MS)
@@ -99,25 +102,60 @@ class AnnotationLayer:
             return
         if self._layer is None or self._layer not in self._viewer.layers:
             self._add_layer(())
-        self.choose_class(name)
         if self._layer is not None:
             self._viewer.layers.selection.active = self._layer
-            self._layer.mode = "add_polygon"
+            self._layer.mode = "add_polygon"  # deselects
+        self.set_next_class(name)
 
-    def choose_class(self, name: str) -> None:
-        """Set the class of the next region, and of those that are selected in the layer."""
-        layer, name = self._layer, name.strip()
-        if layer is None or not name:
+    def set_next_class(self, name: str) -> None:
+        """Set the class of the regions that are drawn from now on; an empty name keeps the class before."""
+        self._class = name.strip() or self._class
+        layer = self._layer
+        if layer is None:
             return
-        selected = sorted(layer.selected_data)
-        layer.feature_defaults = {CLASS: name}
-        if selected:
+        layer.feature_defaults = {CLASS: self._class}
+        with layer.block_update_properties():  # else napari recolours the selected regions
+            layer.current_edge_color = _edge_colour(self._class)
+
+    def choose_class(self, name: str) -> int:
+        """Set the class of the next region, and of finished ones only if the user has selected them by hand.
+
+        napari selects a region while it is drawn; that one keeps its class.
+
+        Parameters
+        ----------
+        name
+            The class.
+
+        Returns
+        -------
+        int
+            Number of finished regions that have another class now.
+        """
+        layer, name = self._layer, name.strip()
+        is_selecting = layer is not None and layer in self._viewer.layers and layer.mode in SELECTING
+        changed = self._reclass(layer, name) if layer is not None and is_selecting and name else 0
+        self.set_next_class(name)
+        return changed
+
+    def _reclass(self, layer: Shapes, name: str) -> int:
+        rows = [row for row in sorted(layer.selected_data) if layer.features[CLASS].iloc[row] != name]
+        if rows:
             features = layer.features.copy()
-            features.loc[selected, CLASS] = name
-            layer.features = features
-        layer.current_edge_color = _edge_colour(name)
-        if selected:
+            features.loc[rows, CLASS] = name
+            layer.features = features  # napari sets the default of the column too
+            layer.current_edge_color = _edge_colour(name)
             self._timer.start()
+        return len(rows)
+
+    def _on_mode(self, layer: Shapes, _: Any = None) -> None:
+        if layer is not self._layer:
+            return
+        if self._was_drawing:  # the last region is still selected, but not by hand
+            layer.selected_data.clear()
+        self._was_drawing = layer.mode.startswith("add_")
+        if self._was_drawing:
+            self.set_next_class(self._class)  # a selection has set the colour of the selected region
 
     def save(self) -> None:
         """Store the annotations."""
@@ -145,10 +183,11 @@ class AnnotationLayer:
         features = {CLASS: np.empty(0, dtype=object)}  # napari takes no default of a column that it does not have
         options |= {"name": "Annotations", "metadata": own.as_metadata(), "features": features}
         [layer] = add_layers(self._viewer, [(data, options, kind)])
-        layer.feature_defaults = {CLASS: next(iter(ANNOTATION_CLASSES))}
-        self._layer = layer
+        self._layer, self._was_drawing = layer, False
         for region in regions:
             self._add_region(layer, region, slide)
+        self.set_next_class(self._class)
+        layer.events.mode.connect(partial(self._on_mode, layer))
         layer.events.data.connect(partial(self._on_edited, layer))
 
     def _add_region(self, layer: Shapes, region: Region, slide: Slide) -> None:

@@ -33,6 +33,10 @@ UNDO_KEY = "Ctrl+Backspace"
 MAX_KEYED_CLASSES = 9  # Alt+1 to Alt+9
 NO_SLIDE, NO_NAME = "Show a slide of the list first.", "Enter your name first: verdicts are stored under it."
 NO_ANSWER = "There is no answer yet. Wait for it, or press Run all."
+CLASS_TIP = (
+    "Class of the next region that you draw, as QuPath names it; or type another one. "
+    "To change a finished region, select it first with the select tool of its layer."
+)
 ANY_CLASS = "Another class"
 
 
@@ -55,8 +59,10 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         Emitted when blind reading is switched on or off.
     draw_requested
         Emitted with the annotation class to draw.
+    class_typed
+        Emitted with the text of the annotation class whenever it changes.
     class_chosen
-        Emitted with the annotation class that was chosen.
+        Emitted with the annotation class that was chosen in the list, or typed and confirmed.
     """
 
     verdict_given = Signal(object, str)
@@ -66,6 +72,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
     reviewer_changed = Signal(str)
     blind_toggled = Signal(bool)
     draw_requested = Signal(str)
+    class_typed = Signal(str)
     class_chosen = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
@@ -93,7 +100,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.other_class.setToolTip("Class that you give the slide if you disagree")
         self.annotation_class.setEditable(True)
         self.annotation_class.addItems(list(ANNOTATION_CLASSES))
-        self.annotation_class.setToolTip("Class of the regions that you draw, as QuPath names it; or type another one")
+        self.annotation_class.setToolTip(CLASS_TIP)
         for verdict, button in self.buttons.items():
             button.setText(f"{verdict.value.capitalize()} ({KEYS[verdict]})")
         self.details_box = _short_box(self.details)
@@ -125,6 +132,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.reviewer.editingFinished.connect(lambda: self.reviewer_changed.emit(self.reviewer.text()))
         self.blind.toggled.connect(self.blind_toggled.emit)
         self.draw.clicked.connect(lambda _: self.draw_requested.emit(self.annotation_class.currentText()))
+        self.annotation_class.currentTextChanged.connect(self.class_typed.emit)
         self.annotation_class.textActivated.connect(self.class_chosen.emit)
 
     def _add_key(self, key: str, button: QPushButton) -> QShortcut:

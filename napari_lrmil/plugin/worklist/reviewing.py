@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari.utils.notifications import show_error
+from napari.utils.notifications import show_error, show_info
 
 from napari_lrmil.core.errors import ReviewError
 from napari_lrmil.core.worklist.build import note_other_models
@@ -47,7 +47,8 @@ class Reviewing:
         panel.reviewer_changed.connect(self.set_reviewer)
         panel.blind_toggled.connect(self._on_blind_toggled)
         panel.draw_requested.connect(self.annotations.start_drawing)
-        panel.class_chosen.connect(self.annotations.choose_class)
+        panel.class_typed.connect(self.annotations.set_next_class)
+        panel.class_chosen.connect(self._choose_class)
 
     def join(self, session: Session) -> None:
         """Use a session from now on."""
@@ -189,6 +190,11 @@ class Reviewing:
         slide = show_errors(lambda: session.opened_slide)
         if slide is not None:
             self.annotations.open(self._results, entry.name, slide, self.reviewer)
+
+    def _choose_class(self, name: str) -> None:
+        changed = self.annotations.choose_class(name)
+        if changed:
+            show_info(f"{changed} selected annotation{' is' if changed == 1 else 's are'} now {name.strip()}.")
 
     def leave(self) -> None:
         """Store what is not stored yet of the current slide."""

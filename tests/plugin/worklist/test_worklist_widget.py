@@ -513,7 +513,7 @@ def test_drawn_regions_are_stored_with_their_class_and_come_back(
     qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="annotation")), timeout=WAIT_MS)
     (layer,) = lrmil_layers(viewer, role="annotation")
     assert list(layer.features["class"]) == ["Necrosis"] and dock.review.annotations.text() == "1 annotation"
-    layer.selected_data = {0}
+    layer.mode, layer.selected_data = "select", {0}
     dock.review.annotation_class.textActivated.emit("Tumor")
     qtbot.waitUntil(lambda: "Tumor" in path.read_text(), timeout=WAIT_MS)
 

@@ -1,0 +1,81 @@
+"""Classes of annotations that are drawn with napari's polygon tool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from napari.layers.shapes._shapes_mouse_bindings import add_path_polygon, finish_drawing_shape, polygon_creating
+
+from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.plugin.worklist.annotation_layer import AnnotationLayer
+from support.fake_slides import speckled, write_tiff
+
+
+@pytest.fixture
+def annotations(tmp_path: Path, qtbot: Any) -> Iterator[AnnotationLayer]:
+    """Return the annotations of a slide, stored as `annotations_Anna.geojson` in `tmp_path/results/s`."""
+    from qtpy.QtWidgets import QWidget
+
+    parent = QWidget()
+    qtbot.addWidget(parent)
+    layer = AnnotationLayer(ViewerModel(), pytest.fail, lambda _: None, parent)
+    write_tiff(tmp_path / "s.tif", speckled(640, 640, 0), (1.0,), mpp=(0.5, 0.5))
+    with Slide(tmp_path / "s.tif") as slide:
+        layer.open(tmp_path / "results", "s", slide, "Anna")
+        yield layer
+        layer.close()
+
+
+def draw_triangle(layer: Any, left: float) -> None:
+    """Draw a region as a user does: clicks on its corners, and a double click."""
+    for corner in ((50.0, left), (50.0, left + 40), (90.0, left + 40), (60.0, left)):
+        event = SimpleNamespace(position=layer.data_to_world(corner), pos=np.array(corner), type="mouse_press")
+        polygon_creating(layer, event)
+        add_path_polygon(layer, event)
+    finish_drawing_shape(layer, event)
+
+
+def stored_classes(folder: Path) -> list[str]:
+    document = json.loads((folder / "results" / "s" / "annotations_Anna.geojson").read_text())
+    return [feature["properties"]["classification"]["name"] for feature in document["features"]]
+
+
+def test_a_class_chosen_for_the_next_region_leaves_the_finished_ones(
+    annotations: AnnotationLayer, tmp_path: Path
+) -> None:
+    names = ["Tumor", "Necrosis", "Stroma"]
+    for number, name in enumerate(names):
+        annotations.choose_class(name)  # as the list does
+        annotations.start_drawing(name)
+        layer = annotations._layer
+        assert layer is not None
+        draw_triangle(layer, 10.0 + 60 * number)
+    annotations.choose_class("Fold")
+    draw_triangle(layer, 200.0)
+    layer.mode = "select"
+    annotations.choose_class("Other")
+    annotations.save()
+    assert list(layer.features["class"]) == stored_classes(tmp_path) == [*names, "Fold"]
+    assert len(np.unique(layer.edge_color, axis=0)) == 4, "each class keeps its colour"
+
+
+def test_a_region_that_was_selected_by_hand_gets_the_class(annotations: AnnotationLayer, tmp_path: Path) -> None:
+    for number in range(2):
+        annotations.start_drawing("Tumor")
+        layer = annotations._layer
+        assert layer is not None
+        draw_triangle(layer, 10.0 + 60 * number)
+    layer.mode = "select"
+    layer.selected_data = {0}
+    assert annotations.choose_class("Necrosis") == 1
+    annotations.start_drawing("Stroma")
+    draw_triangle(layer, 150.0)
+    annotations.save()
+    assert stored_classes(tmp_path) == ["Necrosis", "Tumor", "Stroma"]
