@@ -149,7 +149,7 @@ class AnnotationLayer:
         return len(rows)
 
     def _on_mode(self, layer: Shapes, _: Any = None) -> None:
-        if layer is not self._layer:
+        if self._layer is None or layer is not self._layer:
             return
         if self._was_drawing:  # the last region is still selected, but not by hand
             layer.selected_data.clear()
