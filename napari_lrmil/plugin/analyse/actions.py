@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +66,7 @@ class ViewerActions:
     def __init__(self, viewer: ViewerModel, session: Session) -> None:
         self._viewer, self._session = viewer, session
         self.last_save_folder = Path("predictions")
+        self._saved: Callable[[], Prediction | None] = lambda: None
 
     # ------------------------------------------------------------ regions
 
@@ -252,6 +255,18 @@ class ViewerActions:
             footer = f"{prediction.bundle} · {scope_words(prediction.scope)} · {ResultText(prediction).trust}"
         um_per_px = um_per_unit(self._viewer) * units_per_px
         return ViewExportJob(pixels, um_per_px, _find_legend(self._viewer), title, footer)
+
+    def note_saved(self, folder: Path, prediction: Prediction) -> None:
+        """Note in which folder all files of a result were written; the command line names files in it."""
+        self.last_save_folder, self._saved = folder, weakref.ref(prediction)  # its maps may go
+
+    @property
+    def names_unsaved_files(self) -> bool:
+        """Whether the command line names files of the result that are not saved yet."""
+        prediction = self._session.prediction
+        if prediction is None or prediction is self._saved():
+            return False
+        return bool(prediction.scope.files) or prediction.scope.edited
 
     def equivalent_command(self, out: Path | None = None, *, full_paths: bool = True) -> str:
         """Return the command line that gives the same numbers, with the files of `ResultExportJob.write_all`.

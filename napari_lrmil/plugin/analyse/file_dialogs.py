@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.analyse.actions import ViewerActions
     from napari_lrmil.plugin.analyse.sections import SaveSection
     from napari_lrmil.plugin.session.session import Session
+
+SAVE_FIRST = "It names files that are not saved yet: save all files first."
 
 
 class FileDialogs:
@@ -38,6 +41,8 @@ class FileDialogs:
     def __init__(self, actions: ViewerActions, session: Session, section: SaveSection, parent: QWidget) -> None:
         self._actions, self._session, self._section, self._parent = actions, session, section, parent
         self._worker: BackgroundWorker | None = None
+        self._on_saved: Callable[[], None] = lambda: None
+        self._has_result = False
         for signal, callback in (
             (section.all_requested, self.save_all),
             (section.view_requested, self.save_view),
@@ -75,8 +80,9 @@ class FileDialogs:
         folder = QFileDialog.getExistingDirectory(self._parent, "Folder for the results")
         job = show_errors(partial(self._actions.export_job, Path(folder))) if folder else None
         if job is not None:
-            self._actions.last_save_folder = Path(folder)  # the command line names files in it
-            self._start(partial(job.write_all, Path(folder)))
+            self._start(
+                partial(job.write_all, Path(folder)), partial(self._actions.note_saved, Path(folder), job.prediction)
+            )
 
     def save_report(self) -> None:
         """Ask for a path and write the report of the last result there."""
@@ -96,7 +102,16 @@ class FileDialogs:
         command = show_errors(self._actions.equivalent_command)
         if command:
             QGuiApplication.clipboard().setText(command)
-            show_info("The command line is on the clipboard. If it names files, save all files first.")
+            needed = f" {SAVE_FIRST}" if self._actions.names_unsaved_files else ""
+            show_info(f"The command line is on the clipboard.{needed}")
+
+    def show_command(self, has_result: bool) -> None:
+        """Show the command line of the result, if there is one, and whether it names files that are not saved yet."""
+        self._has_result = has_result
+        command = show_errors(self._actions.equivalent_command) if has_result else None
+        self._section.show_command(
+            command or "", SAVE_FIRST if has_result and self._actions.names_unsaved_files else ""
+        )
 
     # ------------------------------------------------------------ background writing
 
@@ -106,8 +121,9 @@ class FileDialogs:
             self._section.show_progress("cancelling", 1.0)
             self._worker.cancel()
 
-    def _start(self, work: EventSource) -> None:
+    def _start(self, work: EventSource, on_saved: Callable[[], None] = lambda: None) -> None:
         if self._worker is None:  # one export at a time; the buttons are disabled meanwhile
+            self._on_saved = on_saved
             self._section.show_progress("starting", 0.0)
             self._worker = BackgroundWorker(work, self._on_event, self._on_finished, self._parent)
             self._worker.start()
@@ -117,6 +133,8 @@ class FileDialogs:
             case Progress(stage, done, total, unit):
                 self._section.show_progress(f"{stage} · {done} of {total} {unit}", done / total)
             case Finished(path):
+                self._on_saved()
+                self.show_command(self._has_result)
                 show_info(f"Saved: {path}")
             case Failed(message):
                 show_error(message)

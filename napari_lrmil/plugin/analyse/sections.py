@@ -261,7 +261,7 @@ class SaveSection(Section):
         self.command = make_button("Copy command line", "")
         self.command_label = make_label("command line", small=True)
         self.progress, self.cancel = QProgressBar(), make_button("Cancel", "Stop saving and keep the earlier files")
-        self._state, self._is_saving = (False, False, ""), False
+        self._state, self._is_saving = (False, False), False
         for button, signal in (
             (self.all_files, self.all_requested),
             (self.view, self.view_requested),
@@ -292,8 +292,12 @@ class SaveSection(Section):
         self.progress.setValue(round(100 * (fraction or 0)))
         self.show_state(*self._state)
 
-    def show_state(self, has_slide: bool, has_result: bool, command: str) -> None:
-        """Enable the possible exports and show the command line.
+    def show_command(self, command: str, note: str) -> None:
+        """Show the command line that gives the same numbers, with a sentence below it; both may be empty."""
+        self.command_label.setText("\n".join(filter(None, (command, note))))
+
+    def show_state(self, has_slide: bool, has_result: bool) -> None:
+        """Enable the possible exports.
 
         Parameters
         ----------
@@ -301,10 +305,8 @@ class SaveSection(Section):
             Whether a slide is open.
         has_result
             Whether there is a result.
-        command
-            Command line that gives the same numbers.
         """
-        self._state = has_slide, has_result, command
+        self._state = has_slide, has_result
         busy = "Something is being saved." if self._is_saving else ""
         no_result = "" if has_result else NO_RESULT
         for button, tip in (
@@ -315,4 +317,3 @@ class SaveSection(Section):
         no_view = busy or ("" if has_slide else "No slide is open.")
         enable_unless(self.view, no_view, "The visible picture, with legend and scale bar")
         enable_unless(self.command, no_result, "The command line that gives the same numbers")
-        self.command_label.setText(command if has_result else "")

@@ -470,8 +470,8 @@ class AnalyseWidget(DockWidget):
         self.tissue.show_session(session, self.viewer_actions.tissue_layer())
         self.artefacts.show_session(session, has_outlines=self.viewer_actions.has_artefact_outlines)
         has_result = state.prediction is not None
-        command = show_errors(self.viewer_actions.equivalent_command) if has_result else None
-        self.save_section.show_state(state.slide is not None, has_result, command or "")
+        self.save_section.show_state(state.slide is not None, has_result)
+        self.file_dialogs.show_command(has_result)
         self.live_view.find_tissue()
 
     def _apply_to_canvas(self) -> AnalyseState:

@@ -393,10 +393,13 @@ def test_everything_is_saved_and_the_command_line_gives_the_same(
     qtbot.waitUntil(lambda: dock.session.prediction is not shown, timeout=WAIT_MS)
     choose(monkeypatch, "getExistingDirectory", tmp_path / "window")
     folder = tmp_path / "window" / dock.session.prediction.slide
+    qtbot.waitUntil(lambda: "not saved yet" in dock.save_section.command_label.text(), timeout=WAIT_MS)
     assert save(dock, qtbot, dock.save_section.all_files) == f"Saved: {folder}"
     names = ("prediction.json", "attention.h5", "attention.ome.tif", "attention.geojson", "overlay.png", "report.html")
     assert all((folder / name).is_file() for name in (*names, "exclude.geojson"))
     saved = json.loads((folder / "prediction.json").read_text())
+    label = dock.save_section.command_label.text()
+    assert str(folder / "exclude.geojson") in label and "not saved yet" not in label
     dock.save_section.command.click()
     command = shlex.split(QGuiApplication.clipboard().text())
     assert command[command.index("--exclude") + 1] == str(folder / "exclude.geojson"), "where it was saved"
