@@ -183,6 +183,20 @@ class SettingsStore:
         value = self._part("review").get("reviewer")
         return value if isinstance(value, str) else ""
 
+    def remember_blind(self, is_blind: bool) -> None:
+        """Store whether the reviewer reads blind: answers are hidden until the verdict.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be written.
+        """
+        self._change("review", "blind", lambda _: is_blind)
+
+    def remembered_blind(self) -> bool:
+        """Return whether the reviewer read blind last."""
+        return self._part("review").get("blind") is True
+
     # ------------------------------------------------------------ pace
 
     def remember_pace(self, key: ThroughputKey, seconds: float, patches: int) -> None:

@@ -14,6 +14,8 @@ from napari_lrmil.plugin.analyse.result_text import ResultText, knows_tissue, ti
 from napari_lrmil.plugin.qt.section import make_divider, make_label
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.core.models.card import Card
     from napari_lrmil.plugin.session.analyse_state import AnalyseState
@@ -25,6 +27,8 @@ QProgressBar {{ border: none; border-radius: 3px; min-height: 12px; max-height: 
 QProgressBar::chunk {{ border-radius: 3px; background: {colour}; }}
 """
 TOP_COLOUR, OTHER_COLOUR = "#e8892c", "#8a8f98"  # readable on dark and on light, and without colour vision
+NO_ANSWER_YET = "No answer yet."
+HIDDEN = "Hidden until your verdict (blind). Run shows the answer: your verdict then counts as not blind."
 ABOUT_MODEL = "about the model "  # start of a notice that says what a model is; it is no caution about an answer
 
 
@@ -93,6 +97,8 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.calibration, self.basis = make_label("calibration", small=True), make_label("basis", small=True)
         self.agreement, self.about = make_label("agreement"), make_label("about the model", small=True)
         self._shown: tuple[Prediction | None, Card | None] | None = None
+        self._slide: Path | None = None
+        self._hidden_slide: Path | None = None
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(3)
@@ -121,8 +127,20 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
         if self._shown is None or any(new is not old for new, old in zip(shown, self._shown, strict=True)):
             self._shown = shown  # else every step of a run would build the bars of the earlier answer anew
             self._show_prediction(*shown)
+        self._slide = state.slide.path if state.slide is not None else None
         if state.prediction is None:
-            self.headline.setText("No answer yet." if not state.message else "No answer.")
+            self.headline.setText(self._missing_text if not state.message else "No answer.")
+
+    @property
+    def _missing_text(self) -> str:
+        is_hidden = self._slide is not None and self._slide == self._hidden_slide
+        return HIDDEN if is_hidden else NO_ANSWER_YET
+
+    def set_hidden_slide(self, path: Path | None) -> None:
+        """Set of which slide a list hides the stored answer until the verdict of the reviewer; None for no slide."""
+        before, self._hidden_slide = self._missing_text, path
+        if self.headline.text() == before:
+            self.headline.setText(self._missing_text)
 
     def _show_note(self, state: AnalyseState) -> None:
         """Show the last error, the reason that blocks a run, and the cautions about the answer."""

@@ -36,7 +36,9 @@ class Reviewing:
         self._session: Session | None = None
         self._results: Path | None = None
         self._file: ReviewFile | None = None
-        self._seen: set[Path] = set()  # slides whose answer was on the canvas: their verdicts are not blind
+        # Name and slides whose answer was on the canvas: their verdicts are not blind, also after the list is reopened.
+        self._seen: set[tuple[str, Path]] = set()
+        self._reader = ""  # whose verdicts are shown
         self._drafts: dict[Path, str] = {}  # comments without a verdict
         self.annotations = AnnotationLayer(dock.layer_viewer, show_error, self._show_count, dock)
         panel = self._panel
@@ -52,6 +54,8 @@ class Reviewing:
 
     def join(self, session: Session) -> None:
         """Use a session from now on."""
+        if self._session is None:  # before a list is open, so that no answer is shown first
+            self._panel.blind.setChecked(session.settings_store.remembered_blind())
         self._session = session
         if not self._panel.reviewer.text():
             self._panel.reviewer.setText(session.settings_store.remembered_reviewer())
@@ -65,13 +69,13 @@ class Reviewing:
 
     def open(self, results: Path) -> None:
         """Read the verdicts in a folder of results into the entries of the dock."""
-        self._results, self._seen, self._drafts = results, set(), {}
+        self._results, self._drafts = results, {}
         self._open_file()
         self._show_verdicts()
 
     def _open_file(self) -> None:
         """Open ``review.csv``; one that is no table of verdicts is shown as an error and left alone."""
-        self._file = None
+        self._file, self._reader = None, self.reviewer
         if self._results is not None:
             results = self._results
             self._file = show_errors(lambda: ReviewFile(results / REVIEW_FILE, self.reviewer))
@@ -83,6 +87,9 @@ class Reviewing:
         if self._session is not None:
             show_errors(partial(self._session.settings_store.remember_reviewer, name.strip()))
         self._open_file()
+        entry = self._dock.current
+        if entry is not None and self._session is not None and self._session.prediction is not None:
+            self.see(entry.path)  # the answer is on the canvas
         self._show_verdicts()
         self.open_annotations()
 
@@ -162,13 +169,16 @@ class Reviewing:
     def is_hidden(self, entry: WorklistEntry) -> bool:
         """Return whether the answer of an entry is hidden until the verdict."""
         is_blind = bool(self._panel.blind.isChecked())
-        return is_blind and entry.answer is not None and entry.review is None and entry.path not in self._seen
+        was_seen = bool(self._seen & {("", entry.path), (self._reader, entry.path)})  # without a name: by anybody
+        return is_blind and entry.answer is not None and entry.review is None and not was_seen
 
     def see(self, path: Path) -> None:
         """Note that the answer of a slide was shown: its verdict cannot be blind any more."""
-        self._seen.add(path)
+        self._seen.add((self._reader, path))
 
-    def _on_blind_toggled(self, _: bool) -> None:
+    def _on_blind_toggled(self, is_blind: bool) -> None:
+        if self._session is not None:
+            show_errors(partial(self._session.settings_store.remember_blind, is_blind))
         self._dock.list.show_order(self._dock.order, self.is_hidden)
         self.show_current()
         self._dock.show_answer()
@@ -179,7 +189,9 @@ class Reviewing:
         """Show the answer and the verdict of the current slide."""
         entry = self._dock.current
         draft = self._drafts.get(entry.path, "") if entry is not None else ""
-        self._panel.show_entry(entry, is_hidden=entry is not None and self.is_hidden(entry), draft=draft)
+        is_hidden = entry is not None and self.is_hidden(entry)
+        self._panel.show_entry(entry, is_hidden=is_hidden, draft=draft)
+        self._dock.hide_in_analyse(entry.path if entry is not None and is_hidden else None)
         self._panel.undo.setEnabled(self._file is not None and self._file.can_undo)
 
     def open_annotations(self) -> None:

@@ -146,6 +146,11 @@ class WorklistWidget(WorklistLayout):
         self.reviewing.join(session)
         self._refresh()
 
+    def hide_in_analyse(self, path: Path | None) -> None:
+        """Let the Analyse dock say that the answer of a slide is hidden; None for no slide."""
+        if self._has_analyse:
+            self.analyse.results.set_hidden_slide(path)
+
     def _on_analyse_removed(self) -> None:
         self.session.changed.disconnect(self._on_session_changed)
         self.session.finished.disconnect(self._on_run_finished)
@@ -155,6 +160,7 @@ class WorklistWidget(WorklistLayout):
 
     def _on_removed(self) -> None:
         self.reviewing.leave()
+        self.hide_in_analyse(None)
         self.pager.stop()
         self._lister.stop()
         self.filling.stop()
@@ -182,6 +188,7 @@ class WorklistWidget(WorklistLayout):
         """Store an answer that the user has computed in the Analyse dock. One that the list has shown is stored."""
         path = prediction.path
         self.reviewing.see(path)
+        self._refresh_path(path)  # a list that is read blind hides it no longer
         index = self.order.index_of_path(path)
         if index is None or self.results is None or prediction is self.pager.answer(path):
             return

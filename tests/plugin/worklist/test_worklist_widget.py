@@ -14,6 +14,7 @@ import pytest
 
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
+from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.worklist.entry import Status
 from napari_lrmil.core.worklist.order import SortKey
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, read_review
@@ -451,6 +452,8 @@ def test_blind_reading_hides_the_answer_until_the_class_is_given(
     texts.append(dock.list._items[0].toolTip(1))
     assert not any(answer.predicted in text for text in texts) and "hidden" in texts[0]
     assert dock.session.prediction is None and not lrmil_layers(viewer, role="attention")
+    assert dock.analyse.results.headline.text().startswith("Hidden until your verdict (blind).")
+    assert dock.session.settings_store.remembered_blind()
     assert dock.review.buttons[Verdict.AGREE].isHidden() and not dock.review.class_buttons["lesion"].isHidden()
     dock.review.class_buttons["lesion"].click()
     (row,) = read_review(folder / "predictions" / REVIEW_FILE).rows
@@ -459,6 +462,21 @@ def test_blind_reading_hides_the_answer_until_the_class_is_given(
     assert dock.review.answer.text().startswith(answer.text)
     qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="attention")), timeout=WAIT_MS)
     assert dock.session.prediction is not None
+
+
+def test_a_list_opens_blind_as_it_was_left_and_a_run_ends_the_blinding_of_its_slide(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    SettingsStore().remember_blind(True)
+    dock = make_worklist(folder)
+    assert dock.review.blind.isChecked() and dock.session.prediction is None
+    dock.analyse.run(TeacherPatches.NONE)
+    qtbot.waitUntil(lambda: dock.session.prediction is not None and not dock.run_store.is_busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: not dock.review.buttons[Verdict.AGREE].isHidden(), timeout=WAIT_MS)
+    dock.reviewing.open(folder / "predictions")
+    assert not dock.reviewing.is_hidden(dock.current), "an answer that was seen is not forgotten with the list"
+    dock.review.buttons[Verdict.AGREE].click()
+    assert not read_review(folder / "predictions" / REVIEW_FILE).rows[0].is_blind
 
 
 def test_a_verdict_of_another_program_is_neither_overwritten_nor_lost(
