@@ -232,6 +232,33 @@ def _row_cells(path: Path, columns: Sequence[str], line: int, cells: Sequence[st
 # ---------------------------------------------------------------- the file
 
 
+@dataclass(frozen=True)
+class UndoStep:
+    """What one undo takes back: the verdict of a slide before (None for none) and after it was given."""
+
+    slide: str
+    before: ReviewRow | None
+    after: ReviewRow
+
+    @property
+    def text(self) -> str:
+        """What was taken back, as a sentence."""
+        slide, before, after = printable(self.slide), self.before, self.after
+        if before is None:
+            return f"Taken back on {slide}: {after.verdict.value}{', with its comment' if after.comment else ''}."
+        if (before.verdict, before.label) == (after.verdict, after.label):
+            return f"Taken back on {slide}: the change of the comment. The verdict '{after.verdict.value}' stays."
+        return f"Taken back on {slide}: {_verdict_text(after)}. The verdict is '{_verdict_text(before)}' again."
+
+    def joined_by(self, row: ReviewRow) -> bool:
+        """Whether a verdict only adds the first comment to the one of this step, and so belongs to it."""
+        return not self.after.comment and replace(row, comment="", time="") == replace(self.after, time="")
+
+
+def _verdict_text(row: ReviewRow) -> str:
+    return f"{row.verdict.value} ({printable(row.label)})" if row.label else row.verdict.value
+
+
 class ReviewFile:
     """The verdicts of one reviewer in a ``review.csv``, with undo.
 
@@ -251,7 +278,7 @@ class ReviewFile:
     def __init__(self, path: Path, reviewer: str) -> None:
         self.path, self.reviewer = path, normal_reviewer(reviewer)
         self.table = read_review(path)
-        self._undo: list[tuple[str, ReviewRow | None, ReviewRow | None]] = []  # slide, row before and after
+        self._undo: list[UndoStep] = []
 
     @property
     def verdicts(self) -> dict[str, ReviewRow]:
@@ -268,7 +295,7 @@ class ReviewFile:
         self.table = read_review(self.path)
 
     def record(self, row: ReviewRow) -> None:
-        """Write a verdict.
+        """Write a verdict. The first comment on the verdict that was written last is one step of undo with it.
 
         Raises
         ------
@@ -282,10 +309,13 @@ class ReviewFile:
         comment = printable(" ".join(row.comment.split()))  # as it is read back, which undo compares
         after = replace(row, reviewer=self.reviewer, comment=comment)
         self._exchange(row.slide, after)
-        self._undo.append((row.slide, before, after))
+        last = self._undo[-1] if self._undo else None
+        if last is not None and before == last.after and last.joined_by(after):
+            before = self._undo.pop().before
+        self._undo.append(UndoStep(row.slide, before, after))
 
-    def undo(self) -> str | None:
-        """Take the last verdict of this session back, and return its slide; None if there is none.
+    def undo(self) -> UndoStep | None:
+        """Take the last verdict of this session back, and return what that was; None if there is none.
 
         Raises
         ------
@@ -294,13 +324,14 @@ class ReviewFile:
         """
         if not self._undo:
             return None
-        slide, before, after = self._undo[-1]
+        step = self._undo[-1]
+        slide, after = step.slide, step.after
         if self.table.verdict(slide, self.reviewer) != after:
             self._undo.pop()
             raise ReviewError(self.path, f"the verdict on {slide} was changed since and was not taken back")
-        self._exchange(slide, before)
+        self._exchange(slide, step.before)
         self._undo.pop()
-        return slide
+        return step
 
     def _exchange(self, slide: str, row: ReviewRow | None) -> None:
         """Write one changed verdict into the present content of the file."""

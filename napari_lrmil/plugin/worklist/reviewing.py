@@ -154,13 +154,16 @@ class Reviewing:
         return self._file
 
     def undo(self) -> None:
-        """Take the last verdict back and show its slide."""
+        """Take the last verdict back, say so, and show its slide."""
         file = self._ready_file()
         if file is None:
             return
-        slide = show_errors(file.undo)
+        step = show_errors(file.undo)
         self._show_verdicts()
-        index = next((i for i, entry in enumerate(self._dock.order.entries) if entry.name == slide), None)
+        if step is None:
+            return
+        show_info(step.text)
+        index = next((i for i, entry in enumerate(self._dock.order.entries) if entry.name == step.slide), None)
         if index is not None:
             self._dock.show_slide(index)
 

@@ -69,14 +69,40 @@ def test_a_verdict_that_was_changed_elsewhere_is_refused_and_replaced_only_on_pu
     assert read_review(path).rows[0].verdict is Verdict.AGREE
 
 
+def undone_slide(review: ReviewFile) -> str:
+    step = review.undo()
+    return step.slide if step is not None else ""
+
+
+def test_a_verdict_and_its_first_comment_are_one_step_of_undo_that_says_what_it_took_back(tmp_path: Path) -> None:
+    review = ReviewFile(tmp_path / "review.csv", "Anna")
+    review.record(row("1", Verdict.UNSURE))
+    review.record(row("2"))
+    review.record(row("2", comment="clear", time="later"))
+    review.record(row("2", comment="clear, seen twice"))
+    review.record(row("1", Verdict.UNSURE, comment="thick"))
+    review.record(row("1", Verdict.DISAGREE, comment="thick", label="b"))
+    texts = []
+    while (step := review.undo()) is not None:
+        texts.append(step.text)
+    assert texts == [
+        "Taken back on 1: disagree (b). The verdict is 'unsure' again.",
+        "Taken back on 1: the change of the comment. The verdict 'unsure' stays.",
+        "Taken back on 2: the change of the comment. The verdict 'agree' stays.",
+        "Taken back on 2: agree, with its comment.",
+        "Taken back on 1: unsure.",
+    ]
+    assert not review.verdicts
+
+
 def test_undo_restores_the_verdict_before_and_leaves_later_changes_alone(tmp_path: Path) -> None:
     path = tmp_path / "review.csv"
     review = ReviewFile(path, "Anna")
     review.record(row("1", comment="first"))
     review.record(row("1", Verdict.UNSURE))
     review.record(row("2"))
-    assert review.undo() == "2" and set(review.verdicts) == {"1"}
-    assert review.undo() == "1" and review.verdicts["1"].comment == "first"
+    assert undone_slide(review) == "2" and set(review.verdicts) == {"1"}
+    assert undone_slide(review) == "1" and review.verdicts["1"].comment == "first"
     elsewhere = ReviewFile(path, "Anna")
     elsewhere.record(row("1", Verdict.DISAGREE))
     review.refresh()

@@ -395,9 +395,11 @@ def test_verdicts_are_stored_at_once_with_comment_and_undo(
     assert [r.verdict for r in read_review(path).rows] == [Verdict.AGREE, Verdict.DISAGREE]
     dock.review.undo.click()
     assert [r.slide for r in read_review(path).rows] == ["a"] and state_of(dock, "b") == "done"
+    assert last_message() == "Taken back on b: disagree."
     dock.review.undo.click()
     qtbot.waitUntil(lambda: dock.current.name == "a" and settled(dock), timeout=WAIT_MS)
     assert read_review(path).rows[0].comment == "clear case"
+    assert last_message() == "Taken back on a: the change of the comment. The verdict 'agree' stays."
 
 
 def test_keys_page_and_judge_but_a_comment_keeps_its_letters(
