@@ -39,6 +39,8 @@ class AnnotationLayer:
         Receives sentences on what could not be stored.
     show_count
         Receives the number of annotations.
+    show_drawing
+        Receives whether a drawing tool of the layer is on.
     parent
         Parent of the timer.
     """
@@ -48,9 +50,11 @@ class AnnotationLayer:
         viewer: ViewerModel,
         show_error: Callable[[str], None],
         show_count: Callable[[int], None],
+        show_drawing: Callable[[bool], None],
         parent: QObject,
     ) -> None:
         self._viewer, self._show_error, self._show_count = viewer, show_error, show_count
+        self._show_drawing = show_drawing
         self._file: AnnotationFile | None = None
         self._slide: Slide | None = None
         self._layer: Shapes | None = None
@@ -94,11 +98,14 @@ class AnnotationLayer:
         if self._timer.isActive():
             self._timer.stop()
             self.save()
+        self._viewer.layers.selection.events.active.disconnect(self._show_tool)
         self._file, self._slide, self._layer = None, None, None
+        self._show_tool()
 
     def start_drawing(self, name: str) -> None:
         """Select the layer and its polygon tool, for a region of an annotation class."""
         if self._slide is None or self._file is None:
+            self._show_tool()
             return
         if self._layer is None or self._layer not in self._viewer.layers:
             self._add_layer(())
@@ -106,6 +113,18 @@ class AnnotationLayer:
             self._viewer.layers.selection.active = self._layer
             self._layer.mode = "add_polygon"  # deselects
         self.set_next_class(name)
+        self._show_tool()
+
+    def stop_drawing(self) -> None:
+        """Let the mouse move the slide again."""
+        if self._layer is not None and self._layer in self._viewer.layers:
+            self._layer.mode = "pan_zoom"
+        self._show_tool()
+
+    def _show_tool(self, _: Any = None) -> None:
+        layer = self._layer
+        is_active = layer is not None and self._viewer.layers.selection.active is layer
+        self._show_drawing(is_active and layer is not None and layer.mode.startswith("add_"))
 
     def set_next_class(self, name: str) -> None:
         """Set the class of the regions that are drawn from now on; an empty name keeps the class before."""
@@ -156,6 +175,7 @@ class AnnotationLayer:
         self._was_drawing = layer.mode.startswith("add_")
         if self._was_drawing:
             self.set_next_class(self._class)  # a selection has set the colour of the selected region
+        self._show_tool()
 
     def save(self) -> None:
         """Store the annotations."""
@@ -187,6 +207,7 @@ class AnnotationLayer:
         for region in regions:
             self._add_region(layer, region, slide)
         self.set_next_class(self._class)
+        self._viewer.layers.selection.events.active.connect(self._show_tool)
         layer.events.mode.connect(partial(self._on_mode, layer))
         layer.events.data.connect(partial(self._on_edited, layer))
 

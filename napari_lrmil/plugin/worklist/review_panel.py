@@ -33,6 +33,10 @@ UNDO_KEY = "Ctrl+Backspace"
 MAX_KEYED_CLASSES = 9  # Alt+1 to Alt+9
 NO_SLIDE, NO_NAME = "Show a slide of the list first.", "Enter your name first: verdicts are stored under it."
 NO_ANSWER = "There is no answer yet. Wait for it, or press Run all."
+DRAW_TIP = (
+    "Draw regions of this class, each stored as it is drawn: click corners, double-click to close. "
+    "Press Draw again to end."
+)
 CLASS_TIP = (
     "Class of the next region that you draw, as QuPath names it; or type another one. "
     "To change a finished region, select it first with the select tool of its layer."
@@ -59,6 +63,8 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         Emitted when blind reading is switched on or off.
     draw_requested
         Emitted with the annotation class to draw.
+    draw_ended
+        Emitted to put the drawing tool away.
     class_typed
         Emitted with the text of the annotation class whenever it changes.
     class_chosen
@@ -72,6 +78,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
     reviewer_changed = Signal(str)
     blind_toggled = Signal(bool)
     draw_requested = Signal(str)
+    draw_ended = Signal()
     class_typed = Signal(str)
     class_chosen = Signal(str)
 
@@ -83,7 +90,8 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.class_buttons: dict[str, QPushButton] = {}
         self.other_class, self.undo = QComboBox(), make_button("Undo", f"Take the last verdict back ({UNDO_KEY})")
         self.annotation_class = QComboBox()
-        self.draw = make_button("Draw", "Draw a region of this class; it is stored as it is drawn")
+        self.draw = make_button("Draw", DRAW_TIP)
+        self.draw.setCheckable(True)
         self.annotations = make_label("worklist-annotations", small=True)
         self._classes: tuple[str, ...] = ()
         self._is_blind = False
@@ -131,7 +139,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.comment.editingFinished.connect(self.comment_edited.emit)
         self.reviewer.editingFinished.connect(lambda: self.reviewer_changed.emit(self.reviewer.text()))
         self.blind.toggled.connect(self.blind_toggled.emit)
-        self.draw.clicked.connect(lambda _: self.draw_requested.emit(self.annotation_class.currentText()))
+        self.draw.clicked.connect(self._on_draw)
         self.annotation_class.currentTextChanged.connect(self.class_typed.emit)
         self.annotation_class.textActivated.connect(self.class_chosen.emit)
 
@@ -140,6 +148,12 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         shortcut = QShortcut(QKeySequence(key), self, activated=button.click)
         shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
         return shortcut
+
+    def _on_draw(self, is_on: bool) -> None:
+        if is_on:
+            self.draw_requested.emit(self.annotation_class.currentText())
+        else:
+            self.draw_ended.emit()
 
     def _give(self, verdict: Verdict, *_: Any) -> None:
         if self._is_blind and verdict is Verdict.UNSURE:
@@ -198,7 +212,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         for verdict in (Verdict.AGREE, Verdict.DISAGREE):
             self.buttons[verdict].setVisible(not is_hidden)
         self.other_class.setVisible(not is_hidden and len(self._classes) > 2)
-        enable_unless(self.draw, missing, "Draw a region of this class; it is stored as it is drawn")
+        enable_unless(self.draw, missing, DRAW_TIP)
 
     def _set_classes(self, classes: Sequence[str]) -> None:
         """Make a button for each class of the model, and list the classes for a disagreement."""

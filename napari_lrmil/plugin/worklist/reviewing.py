@@ -40,7 +40,9 @@ class Reviewing:
         self._seen: set[tuple[str, Path]] = set()
         self._reader = ""  # whose verdicts are shown
         self._drafts: dict[Path, str] = {}  # comments without a verdict
-        self.annotations = AnnotationLayer(dock.layer_viewer, show_error, self._show_count, dock)
+        self.annotations = AnnotationLayer(
+            dock.layer_viewer, show_error, self._show_count, self._panel.draw.setChecked, dock
+        )
         panel = self._panel
         panel.verdict_given.connect(self.give)
         panel.class_given.connect(self.give_blind)
@@ -49,6 +51,7 @@ class Reviewing:
         panel.reviewer_changed.connect(self.set_reviewer)
         panel.blind_toggled.connect(self._on_blind_toggled)
         panel.draw_requested.connect(self.annotations.start_drawing)
+        panel.draw_ended.connect(self.annotations.stop_drawing)
         panel.class_typed.connect(self.annotations.set_next_class)
         panel.class_chosen.connect(self._choose_class)
 

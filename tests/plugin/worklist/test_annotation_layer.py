@@ -25,7 +25,7 @@ def annotations(tmp_path: Path, qtbot: Any) -> Iterator[AnnotationLayer]:
 
     parent = QWidget()
     qtbot.addWidget(parent)
-    layer = AnnotationLayer(ViewerModel(), pytest.fail, lambda _: None, parent)
+    layer = AnnotationLayer(ViewerModel(), pytest.fail, lambda _: None, lambda _: None, parent)
     write_tiff(tmp_path / "s.tif", speckled(640, 640, 0), (1.0,), mpp=(0.5, 0.5))
     with Slide(tmp_path / "s.tif") as slide:
         layer.open(tmp_path / "results", "s", slide, "Anna")

@@ -519,7 +519,14 @@ def test_drawn_regions_are_stored_with_their_class_and_come_back(
     dock.review.annotation_class.setCurrentText("Necrosis")
     dock.review.draw.click()
     (layer,) = lrmil_layers(viewer, role="annotation")
-    assert layer.mode == "add_polygon"
+    assert layer.mode == "add_polygon" and dock.review.draw.isChecked()
+    viewer.layers.selection.active = lrmil_layers(viewer, role="slide")[0]
+    assert not dock.review.draw.isChecked(), "another layer has the mouse"
+    dock.review.draw.click()
+    assert dock.review.draw.isChecked() and "double-click to close" in dock.review.draw.toolTip()
+    dock.review.draw.click()
+    assert layer.mode == "pan_zoom" and not dock.review.draw.isChecked()
+    dock.review.draw.click()
     layer.add(np.array([[50.0, 50.0], [50.0, 150.0], [150.0, 150.0]]), shape_type="polygon")
     path = folder / "predictions" / "a" / "annotations_Anna.geojson"
     qtbot.waitUntil(path.exists, timeout=WAIT_MS)
@@ -529,6 +536,7 @@ def test_drawn_regions_are_stored_with_their_class_and_come_back(
     assert dock.session.regions == (), "annotations are no region of interest"
     page(dock, qtbot)
     assert not lrmil_layers(viewer, role="annotation") and dock.review.annotations.text() == ""
+    assert not dock.review.draw.isChecked()
     page(dock, qtbot, -1)
     qtbot.waitUntil(lambda: bool(lrmil_layers(viewer, role="annotation")), timeout=WAIT_MS)
     (layer,) = lrmil_layers(viewer, role="annotation")
