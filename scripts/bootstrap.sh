@@ -9,5 +9,5 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 fi
 sh "$(dirname "$0")/system_packages.sh"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[gui,train,distributed,openvino,ome,dicom,dev]"
+.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[gui,train,distributed,openvino,ome,lazyslide,dicom,dev]"
 touch .venv/.ready

@@ -317,7 +317,7 @@ def test_phantom_and_features(call: Call, tmp_path: Path) -> None:
     command = ("features", table, "--encoder", weights, "--patch-px", 128, "--out", tmp_path / "f")
     code, out, _ = call(*command)
     assert (code, "3 of 3 slides" in out) == (0, True)
-    modified = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.h5")}
+    modified = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("features_*/*.h5")}
     assert {p.parent.name for p in modified} == {"features_untrained"}
     assert {p.parent.parent.name for p in modified} == {"20x_128px_0px_overlap"}
     assert call(*command)[0] == 0

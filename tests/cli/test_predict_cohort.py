@@ -344,7 +344,7 @@ def test_features_of_a_folder_in_two_processes(call: Call, slides: Path, tmp_pat
         code, output, _ = call(*command, "--out", out, *options)
         assert (code, "3 of 4 slides" in output) == (3, True)
         assert failures(out)["text.svs"][0] == "open"
-    single, parallel = (sorted((tmp_path / name).rglob("*.h5")) for name in ("one", "two"))
+    single, parallel = (sorted((tmp_path / name).rglob("features_*/*.h5")) for name in ("one", "two"))
     assert [path.name for path in single] == [path.name for path in parallel] and len(single) == 3
     for a, b in zip(map(read_bag, single), map(read_bag, parallel), strict=True):
         np.testing.assert_array_equal(a.coords, b.coords)

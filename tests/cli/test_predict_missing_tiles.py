@@ -104,7 +104,7 @@ def test_features_of_a_refused_slide_are_made_on_request(call: Call, tmp_path: P
     code, _, err = call(*command)
     assert code == 3 and "--allow-missing" in err and not list((tmp_path / "f").rglob("*.h5"))
     code, _, err = call(*command, "--allow-missing")
-    (file,) = (tmp_path / "f").rglob("*.h5")
+    (file,) = (tmp_path / "f").rglob("features_*/*.h5")
     assert code == 0 and "hide 48 %" in err
     assert read_bag(file).origin.missing_tissue_share == pytest.approx(0.5, abs=0.03)
     modified = file.stat().st_mtime_ns

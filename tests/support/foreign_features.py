@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import save_file
 
@@ -110,10 +111,11 @@ def write_slideflow(folder: Path, bag: Bag) -> Path:
 
 def write_lazyslide(folder: Path, bag: Bag) -> Path:
     """Write a store as wsidata does: tiles as polygons in parquet, features as a table of anndata in zarr."""
-    import pyarrow
     import shapely
-    import zarr
-    from pyarrow import parquet
+
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `lazyslide` is not installed")
+    zarr = pytest.importorskip("zarr", reason="the extra `lazyslide` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
 
     o = bag.origin
     store = folder / f"{o.slide}.zarr"

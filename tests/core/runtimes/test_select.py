@@ -265,7 +265,7 @@ def test_what_cannot_be_asked_for_is_one_sentence(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match="runs on the CPU, not on meta") as elsewhere:
         require_runtime("openvino", torch.device("meta"))
     monkeypatch.setattr(openvino, "is_installed", lambda: False)
-    with pytest.raises(ConfigError, match=r"not installed; pip install 'napari-lrmil\[openvino\]'") as missing:
+    with pytest.raises(ConfigError, match=r'not installed; pip install "napari-lrmil\[openvino\]"') as missing:
         require_runtime("openvino", CPU)
     assert all(one_sentence(caught.value) for caught in (unknown, elsewhere, missing))
 
