@@ -103,5 +103,5 @@ def test_ctrl_c_in_training_says_how_to_go_on(call: Call, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lrmil_training.train.read_cohort", interrupt)
-    code, _, said = call("train", "any.csv", "--out", tmp_path)
+    code, _, said = call("train", "any.csv", "--out", tmp_path, "--ignore-disk")
     assert code == 130 and "training was cancelled; start the same command again" in said

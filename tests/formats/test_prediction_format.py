@@ -212,11 +212,13 @@ def attributes(item: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "coords"), [("attention", STUDENT_COORDS), ("teacher_attention", TEACHER_COORDS)])
 def test_attention_files(written: Path, name: str, coords: dict[str, Any]) -> None:
-    """Attributes, data sets and values of the stored slide are those of 0.1.0."""
+    """Attributes, data sets and values of the stored slide are those of 0.1.0; class scores of patches came later."""
     paths = [folder / f"{name}.h5" for folder in (written / SLIDE.stem, COMPARED)]
     with h5py.File(paths[0]) as new, h5py.File(paths[1]) as old:
+        assert set(new) == {*old, "patch_logits"} and new["patch_logits"].dtype == "f4"
+        assert set(old) == {"coords", "attention", "evidence"}
         for file in (new, old):
-            assert set(file) == {"coords", "attention", "evidence"} and not file.attrs
+            assert not file.attrs
             assert attributes(file["coords"]) == coords and not file["attention"].attrs
             assert attributes(file["evidence"]) == {"classes": ["normal", "lesion"]}
             assert (file["coords"].dtype, file["attention"].dtype, file["evidence"].dtype) == ("i8", "f4", "f4")
