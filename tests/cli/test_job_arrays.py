@@ -79,7 +79,7 @@ def test_the_script_of_an_array(call: Call, tmp_path: Path) -> None:
     options = tmp_path / "slurm.yaml"
     options.write_text(
         "jobs: 8\ncores: 4\nmemory_mb: 8000\nwalltime: '02:00:00'\npartition: cpu\naccount: pathology\n"
-        "python: /opt/lrmil/bin/python\nprologue: ['module load openslide']\ndirectives: ['--exclusive']\nlogs: logs\n"
+        "python: /srv/lrmil/bin/python\nprologue: ['module load openslide']\ndirectives: ['--exclusive']\nlogs: logs\n"
     )
     words = ("predict", "my cohort.csv", "--out", "OUT", "--bundle", "hf:owner/name")
     code, out, _ = call("slurm", "--tasks", 20, "--options", options, "--", *words)
@@ -100,7 +100,7 @@ def test_the_script_of_an_array(call: Call, tmp_path: Path) -> None:
         "set -eu\n"
         "module load openslide\n"
         "export NAPARI_LRMIL_THREADS=4 OMP_NUM_THREADS=4\n"
-        "/opt/lrmil/bin/python -m napari_lrmil predict 'my cohort.csv' --out OUT --bundle hf:owner/name"
+        "/srv/lrmil/bin/python -m napari_lrmil predict 'my cohort.csv' --out OUT --bundle hf:owner/name"
         ' --part "$SLURM_ARRAY_TASK_ID/20"\n'
     )
 
