@@ -11,7 +11,7 @@ from lrmil_training.config import PRESETS, TrainConfig, known_keys, load_config
 
 KEYS = {
     "": "name about intended_use seed seeds folds distil by_site hr_mpp lr_mpp hr_patch_px lr_patch_px "
-    "student_input_px class_weights sampling bag lambda_patch baselines compare ablation bootstrap features "
+    "student_input_px exclude_artefacts class_weights sampling bag lambda_patch baselines compare ablation bootstrap features "
     "hr_features hr_mapping hr_check devices precision loggers",
     "encoder": "teacher student teacher_layers pca",
     "stain": "normalise",
@@ -72,8 +72,9 @@ def test_words() -> None:
 
 def test_presets() -> None:
     assert PRESETS == {
-        "default": {},
+        "default": {"exclude_artefacts": True},
         "paper": {
+            "exclude_artefacts": True,
             "hr_mpp": 0.5,
             "lr_mpp": 2.0,
             "hr_patch_px": 256,
@@ -98,7 +99,9 @@ def test_presets() -> None:
 
 @pytest.mark.parametrize("name", ["default", "paper", "demo"])
 def test_presets_are_called_by_name(name: str) -> None:
-    assert load_config(name) == load_config(None, _settings(PRESETS[name]))
+    """Without a name the settings are those of ``default``, which leaves artefacts out; ``demo`` does not."""
+    values = {"exclude_artefacts": False} | PRESETS[name]
+    assert load_config(name) == load_config(None, _settings(values))
 
 
 def _settings(values: dict[str, Any], group: str = "") -> list[str]:
