@@ -11,8 +11,8 @@ from lrmil_training.config import PRESETS, TrainConfig, known_keys, load_config
 
 KEYS = {
     "": "name about intended_use seed seeds folds distil by_site hr_mpp lr_mpp hr_patch_px lr_patch_px "
-    "student_input_px exclude_artefacts class_weights sampling bag lambda_patch baselines compare ablation bootstrap features "
-    "hr_features hr_mapping hr_check devices precision loggers",
+    "student_input_px exclude_artefacts class_weights sampling bag lambda_patch baselines compare ablation bootstrap "
+    "features hr_features hr_mapping hr_check devices precision loggers",
     "encoder": "teacher student teacher_layers pca",
     "stain": "normalise",
     "split": "calibration",
