@@ -177,7 +177,7 @@ class TeacherConfig(_Frozen):
     or STAMP's attention MIL. It is the teacher, frozen, and slides need no labels. None: the teacher is trained."""
     mil_classes: tuple[str, ...] = ()
     """Classes of teacher.mil, in the order of its outputs. Empty: the order of the cohort's classes, and without labels
-    class 0, class 1, …"""
+    they are numbered."""
 
     @field_validator("mil")
     @classmethod
