@@ -184,12 +184,12 @@ def print_real_table(sets: Iterable[tuple[str, Sequence[Path]]]) -> str:
     """Return a row for each set: slides with any artefact, mean and largest share of the tissue, and the kinds."""
     lines = ["| real tissue | told | tissue lost, mean | most on one | kinds |", "|---|---|---|---|---|"]
     for name, paths in sets:
-        found = [search(path)[1].shares for path in paths]
-        lost = [100 * sum(kinds.values()) for kinds in found]
-        kinds_told = Counter(kind for kinds in found for kind in kinds)
-        text = ", ".join(f"{kind} {count}" for kind, count in kinds_told.items()) or "–"
+        shares = [search(path)[1].shares for path in paths]
+        lost = [100 * sum(kinds.values()) for kinds in shares]
+        counts = Counter(kind for kinds in shares for kind in kinds)
+        text = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "–"
         lines.append(
-            f"| {name} | {sum(map(bool, found))} of {len(found)} | {np.mean(lost):.2f} % | {max(lost):.1f} % | {text} |"
+            f"| {name} | {sum(map(bool, shares))} of {len(shares)} | {np.mean(lost):.2f} % | {max(lost):.1f} % | {text} |"
         )
     return "\n".join(lines)
 

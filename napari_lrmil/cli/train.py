@@ -275,7 +275,6 @@ def train(
     from lrmil_training.fitting.plan import RESUME_ADVICE
     from lrmil_training.runs.event_log import CONFIG
     from lrmil_training.train import train as train_events
-    from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
 
     require_writable(folder)
     short = [*(["distil=false"] if no_teacher else []), *([] if compare is None else [f"compare={compare}"])]
@@ -293,8 +292,14 @@ def train(
     _print_metrics(run_folder)
     products = "metrics, comparison.csv, checkpoints" if resolved.compare else "metrics, checkpoints"
     print_result(f"{products}, bundle and report.html -> {run_folder}")
+    _exit_if_slides_failed(run_folder)
+
+
+def _exit_if_slides_failed(run_folder: Path) -> None:
+    """End with the exit code of `predict` if the run is complete, but without some slides."""
+    from napari_lrmil.core.results.cohort_tables import FAILURES, read_failures
+
     n_failed = len({slide for slide, *_ in read_failures(run_folder)})
-    # The run is complete, but without these slides: the same exit code as of predict.
     if n_failed:
         text = f"{n_failed} slide{'s' if n_failed > 1 else ''} could not be used; see {run_folder / FAILURES}"
         print_notice("", text)

@@ -1,4 +1,4 @@
-"""What the program and its downloads keep on a disk: entries of the caches with their sizes, and their removal."""
+"""Entries of the caches that the program and its downloads keep on a disk, with their sizes, and their removal."""
 
 from __future__ import annotations
 

@@ -21,7 +21,13 @@ import torch
 from lrmil_training.config import TrainConfig
 from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.features import FeatureRequest
-from lrmil_training.data.hr_placement import HrPlacement, grid_of_features, place_on_slide, with_source
+from lrmil_training.data.hr_placement import (
+    HrPlacement,
+    grid_of_features,
+    place_on_slide,
+    uncovered_tissue_notice,
+    with_source,
+)
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.encoders import LoadedEncoder
 from napari_lrmil.core.errors import BagError, CohortError, ConfigError, DiskFullError, LrmilError
@@ -189,6 +195,8 @@ def _take_slide(row: CohortSlide, intake: HrIntake, taken: TakenFeatures) -> Gen
             patches = prove_patches(foreign, slide)
             yield from (Notice(text, row.name) for text in patches.notices)
             placement = place_on_slide(patches, slide, intake.request.plan, foreign.path)
+            if notice := uncovered_tissue_notice(placement, slide, intake.request.plan):
+                yield Notice(notice, row.name)
             _check_sample(slide, foreign, patches, intake, taken)
             origin, source = _origin_of(slide, placement, intake.request), _describe_source(foreign, intake.config)
             write_taken(path, foreign, placement, origin, source)

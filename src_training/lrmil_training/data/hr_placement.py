@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from lrmil_training.data.teacher_targets import grid_from_coords
-from napari_lrmil.core.errors import BagError
+from napari_lrmil.core.errors import BagError, TissueError
 from napari_lrmil.core.features.bag import BagOrigin
 from napari_lrmil.core.features.layouts.proof import ProvenPatches
 from napari_lrmil.core.geometry import MPP_TOLERANCE, Bounds, Int64, Mpp, PatchPlan
-from napari_lrmil.core.patching.grid import NestedGrid, place_patches
+from napari_lrmil.core.patching.grid import NestedGrid, find_nested_grid, place_patches
 from napari_lrmil.core.slides.slide import Slide
 
 MOST_DEVIATION = 0.15  # of µm per pixel; scans "at 40x" of several makers differ by as much
+MOST_UNCOVERED = 0.1  # of the tissue; programs differ at the edges of the tissue, and in what they call tissue
 SIDE_TOLERANCE = 0.3  # of the side of patches whose pixels are not stated
 
 
@@ -60,6 +61,31 @@ def place_on_slide(patches: ProvenPatches, slide: Slide, plan: PatchPlan, file: 
     step = np.full(2, side * plan.n) if is_lattice else np.asarray(lr_cell)
     origin = origin - np.maximum(0, -((first - origin) // step)) * step
     return HrPlacement(corners, order, (int(origin[0]), int(origin[1])), side)
+
+
+def uncovered_tissue_notice(placement: HrPlacement, slide: Slide, plan: PatchPlan) -> str:
+    """Return a sentence on tissue without features, where that is more than `MOST_UNCOVERED`; else an empty text.
+
+    A tissue patch is covered if the centre of a stored patch lies within three quarters of a side of its own centre, in
+    x and y: an overlapping patch always does, a neighbour on the same lattice does not.
+    """
+    from scipy.spatial import cKDTree
+
+    try:
+        grid = find_nested_grid(slide, plan)
+    except TissueError:  # no tissue of ours to compare with
+        return ""
+    tissue = grid.hr_corners + np.asarray(grid.hr_size) / 2
+    stored = cKDTree(placement.corners + placement.side / 2)
+    reach = 0.75 * max(placement.side, *grid.hr_size)
+    distance, _ = stored.query(tissue, p=np.inf)
+    lacking = int((distance > reach).sum())
+    if lacking <= MOST_UNCOVERED * len(tissue):
+        return ""
+    return (
+        f"{lacking:,} of {len(tissue):,} HR patches of tissue have no features and take no part in the training: the "
+        "file may be incomplete, or its program calls less of the slide tissue"
+    )
 
 
 def require_plan(patches: ProvenPatches, mpp0: float, plan: PatchPlan, file: Path) -> None:

@@ -228,6 +228,17 @@ def test_a_slide_without_features_is_listed(lab: Lab, tmp_path: Path) -> None:
     assert "no features of slide test" in failed.message
 
 
+def test_a_file_with_half_of_the_tissue_is_told(lab: Lab, tmp_path: Path) -> None:
+    whole = lab.write(tmp_path / "whole", ff.write_stamp)
+    assert "have no features" not in notices(lab.take(tmp_path / "run", hr_features=whole)[0])
+    for bag in lab.bags:
+        count = len(bag) // 2
+        half = ff.write_stamp(tmp_path / "half", replace(bag, coords=bag.coords[:count], features=bag.features[:count]))
+    text = notices(lab.take(tmp_path / "other", hr_features=half)[0])
+    for bag in lab.bags:
+        assert f"{len(bag) - len(bag) // 2} of {len(bag)} HR patches of tissue have no features" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
