@@ -188,9 +188,8 @@ def print_real_table(sets: Iterable[tuple[str, Sequence[Path]]]) -> str:
         lost = [100 * sum(kinds.values()) for kinds in shares]
         counts = Counter(kind for kinds in shares for kind in kinds)
         text = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "–"
-        lines.append(
-            f"| {name} | {sum(map(bool, shares))} of {len(shares)} | {np.mean(lost):.2f} % | {max(lost):.1f} % | {text} |"
-        )
+        with_artefacts = f"{sum(map(bool, shares))} of {len(shares)}"
+        lines.append(f"| {name} | {with_artefacts} | {np.mean(lost):.2f} % | {max(lost):.1f} % | {text} |")
     return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ def uncovered_tissue_notice(placement: HrPlacement, slide: Slide, plan: PatchPla
     stored = cKDTree(placement.corners + placement.side / 2)
     reach = 0.75 * max(placement.side, *grid.hr_size)
     distance, _ = stored.query(tissue, p=np.inf)
-    lacking = int((distance > reach).sum())
+    lacking = int(np.count_nonzero(distance > reach))
     if lacking <= MOST_UNCOVERED * len(tissue):
         return ""
     return (
