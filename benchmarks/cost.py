@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from napari_lrmil.cli.console import show_progress
-from napari_lrmil.cli.predict import expand_slides
+from napari_lrmil.cli.given_slides import expand_slides
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction

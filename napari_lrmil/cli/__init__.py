@@ -23,7 +23,8 @@ from napari_lrmil.cli.doctor import doctor
 from napari_lrmil.cli.encoders import encoders
 from napari_lrmil.cli.export import export, export_model
 from napari_lrmil.cli.hub import models, push
-from napari_lrmil.cli.predict import compare, info, predict
+from napari_lrmil.cli.info import info
+from napari_lrmil.cli.predict import compare, predict
 from napari_lrmil.cli.review import review
 from napari_lrmil.cli.slurm import slurm
 from napari_lrmil.cli.train import evaluate, features, phantom, train

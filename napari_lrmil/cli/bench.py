@@ -11,6 +11,7 @@ from napari_lrmil.cli.console import (
     AllowMissingOption,
     DeviceOption,
     MppOption,
+    SlideArgument,
     download_hub_bundles,
     load_networks,
     out,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from napari_lrmil.core.models.bundle import Bundle
 
 BENCH, TABLE = "bench.json", "bench.md"
-SlideArgument = Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")]
 BundlesOption = Annotated[
     list[str] | None, typer.Option("--bundle", help="a bundle; several are measured one after the other")
 ]

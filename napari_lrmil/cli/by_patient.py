@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,6 +58,15 @@ class PatientRequest:
                 print_notice(f"patient {printable(answer.patient)}", f"{distance}; check stain, scanner and tissue")
         n_answers = sum(bool(answer.slides) for answer in answers)
         print_result(f"{n_answers} of {len(answers)} patients have an answer -> {folder / PATIENTS_TABLE}")
+
+
+def patient_request(table: Path | None, slides: Iterable[Path], bundle: Path) -> PatientRequest | None:
+    """Return the patients of a table whose answers are written; None without a table."""
+    if table is None:
+        return None
+    from lrmil_training.data.patient_slides import read_patient_slides
+
+    return PatientRequest(read_patient_slides(table, set(slides)), bundle)
 
 
 def require_patient_table(by: str | None, slides: Sequence[Path], files: Mapping[str, Path | None]) -> Path | None:

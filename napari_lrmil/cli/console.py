@@ -30,6 +30,7 @@ NOTE_INTERVAL_S = 20.0  # between lines of progress if the output is not a termi
 FEW_SLIDES = 30  # in a split; below, the AUROC of another sample would differ widely
 SOME_FAILED, WRONG_CALL, FAILED, CANCELLED = 3, 2, 1, 130
 
+SlideArgument = Annotated[Path, typer.Argument(help="slide, or folder of one DICOM slide")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 RuntimeOption = Annotated[
     str,

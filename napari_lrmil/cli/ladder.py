@@ -178,7 +178,7 @@ def _load(ladder: Ladder, device: str, runtime: str) -> set[str]:
 
 def _write_ladders(folder: Path, names: set[str]) -> None:
     """Write ``ladder.csv`` of all slides in a folder, and print the table of the slides of this call."""
-    from napari_lrmil.cli.predict import write_table
+    from napari_lrmil.cli.prediction_tables import write_table
     from napari_lrmil.core.ladder.table import (
         align,
         ladder_lines,
@@ -200,12 +200,12 @@ def _write_ladders(folder: Path, names: set[str]) -> None:
     else:
         for file in of_call:
             print_result(f"{file.slide}\n{align(ladder_lines(file))}")
-    write_table(folder)
+    write_table(folder, names)
 
 
 def _write_cascades(folder: Path, names: set[str]) -> None:
     """Write ``cascade.csv`` of all slides in a folder, and print how far the slides of this call went up."""
-    from napari_lrmil.cli.predict import write_table
+    from napari_lrmil.cli.prediction_tables import write_table
     from napari_lrmil.core.ladder.table import read_cascade_files, write_cascade_table
 
     files, errors = read_cascade_files(folder)
@@ -219,7 +219,7 @@ def _write_cascades(folder: Path, names: set[str]) -> None:
         open_left = sum(not file.is_settled for file in of_call)
         text = f"{up} of {len(of_call)} slides went up; {cpu:.2f} CPU-seconds a slide"
         print_result(f"{text}; {open_left} left open" if open_left else text)
-    write_table(folder)
+    write_table(folder, names)
 
 
 def evaluate_cascade_on(
@@ -264,7 +264,7 @@ def _print_cascade(metrics: Mapping[str, Any]) -> None:
     for name, entry in [*((rung["rung"], rung) for rung in metrics["rungs"]), ("cascade", cascade)]:
         share = entry["sets_hold"]["value"]
         cost = [f"{entry[f'{key}_per_slide']:.2f}" for key in ("cpu_seconds", "seconds")]
-        lines.append([name, describe_auroc(entry["auroc"]), *cost, "none" if share is None else f"{share:.0%}"])
+        lines.append([name, describe_auroc(entry["auroc"]), *cost, "no sets" if share is None else f"{share:.0%}"])
     print_result(align(lines))
     answered = ", ".join(f"{label} {share:.0%}" for label, share in cascade["share_answered"].items())
     left = f"; {cascade['share_left_open']:.0%} left open" if cascade["share_left_open"] else ""

@@ -210,7 +210,7 @@ def features(
 
 def _slide_jobs(cohort: Path, execution: ExecutionOptions, part: str | None) -> tuple[list[SlideJob], Sequence[str]]:
     """Return the slides of a table or folder, or a part of them, as jobs, and what was left out of it."""
-    from napari_lrmil.cli.predict import expand_slides
+    from napari_lrmil.cli.given_slides import expand_slides
     from napari_lrmil.core.cohort import SlideJob
 
     slides, left_out = expand_slides([cohort])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 UNDEFINED = "–"
+ABOUT_MODEL = "about the model "  # start of a notice that says what a model is; it is no caution about an answer
 MB, GB = 1e6, 1e9
 
 

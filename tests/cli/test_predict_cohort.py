@@ -118,6 +118,26 @@ def test_ten_bad_slides_stop_nobody(slides: Path, bundle: Path, bad_slides: Modu
         assert [row["slide"] for row in csv.DictReader(file)] == sorted(earlier)
 
 
+def test_the_end_of_a_cohort_says_which_slides_have_which_warning(
+    call: Call, slides: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """A warning that several slides share is printed once while they are computed; the end counts its slides."""
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    shutil.copytree(slides, folder)
+    write_slide(folder, PhantomSlide("wide", LESION, 4, (3072, 2304)))
+    for _ in range(2):  # also of results that were already there
+        code, _, err = call("predict", folder, *common_options(bundle, out), "--no-overlay")
+        (line,) = (line for line in err.splitlines() if "3 of 4 slides" in line)
+        assert code == 0 and "first, third): little tissue: " in line and "LR patches, fewer than 10" in line
+        assert "predictions.csv lists the warnings of each slide" in err
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        warnings = {row["slide"]: row["warnings"] for row in csv.DictReader(file)}
+    assert {name for name, text in warnings.items() if "little tissue" in text} == set(warnings) - {"wide"}
+    for name, text in warnings.items():
+        assert text == " | ".join(PredictionFile.read(out / name).warnings)
+    assert "slides: " not in call("predict", folder / "first.tif", *common_options(bundle, out))[2]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked from a server")
 def test_a_command_with_workers_loads_no_numpy(slides: Path, bundle: Path, tmp_path: Path) -> None:
     words = ["predict", slides, *common_options(bundle, tmp_path), "--workers", 2]

@@ -15,6 +15,7 @@ import tifffile
 from typer.testing import CliRunner
 
 from napari_lrmil.cli import app
+from napari_lrmil.core.csv_files import read_csv
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.results.cohort_tables import read_failures, write_predictions_table
 from napari_lrmil.core.results.reader import (
@@ -311,6 +312,8 @@ def test_tables_come_out_of_stored_results_as_they_did(tmp_path: Path) -> None:
     shutil.copytree(PREDICTIONS, tmp_path / "out")
     (tmp_path / "out" / "predictions.csv").unlink()
     write_predictions_table(tmp_path / "out")
-    assert (tmp_path / "out" / "predictions.csv").read_text() == (PREDICTIONS / "predictions.csv").read_text()
+    before, now = (read_csv(folder / "predictions.csv") for folder in (PREDICTIONS, tmp_path / "out"))
+    assert [row[:-1] for row in now] == before and now[0][-1] == "warnings"  # a later version adds this column
+    assert all(row[-1].startswith("about the model phantoms-v0-1: ") for row in now[1:])
     [(name, step, reason)] = read_failures(PREDICTIONS)
     assert (name, step) == ("broken.tif", "open") and "not a slide that OpenSlide can open" in reason

@@ -177,7 +177,7 @@ class Slides(Inputs):
 
     def _read(self, path: Path) -> Reading:
         """Open and describe a slide, predict it, and read its coarsest level."""
-        from napari_lrmil.cli.predict import slide_facts
+        from napari_lrmil.cli.info import slide_facts
         from napari_lrmil.core.events import Finished, Notice
         from napari_lrmil.core.geometry import BoxLevel0
         from napari_lrmil.core.inference.predict import predict

@@ -19,6 +19,7 @@ from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
 from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
 from napari_lrmil.core.features.prefetch import default_batch_size
+from napari_lrmil.core.formatting import ABOUT_MODEL
 from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.quality_checks import artefact_shares, quality_warnings
@@ -240,7 +241,7 @@ def _prepare(
     options: _Options,
 ) -> Generator[Event, None, _Request]:
     """Find tissue and patches if they are not given, and check their quality."""
-    model_notices = [f"about the model {bundle.name}: {bundle.card.about}"] if bundle.card.about else []
+    model_notices = [f"{ABOUT_MODEL}{bundle.name}: {bundle.card.about}"] if bundle.card.about else []
     yield from (Notice(text, slide.name) for text in slide.warnings)
     yield from map(Notice, model_notices)
     yield Progress("tissue", 0, 1, "slide")

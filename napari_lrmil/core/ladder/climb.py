@@ -104,6 +104,14 @@ class RungFigures:
             return None
         return prediction_set(limits, self.rung.bundle.card.classes, self.probabilities, coverage)
 
+    @property
+    def no_set_reason(self) -> str:
+        """Reason why there is no set of classes; empty if there is one."""
+        if not self.is_whole_slide:
+            return "a part of a slide has no set"
+        reason = self.rung.why_no_sets
+        return f"not calibrated, {reason}" if self.rung.limits is None else reason
+
 
 @dataclass(frozen=True, eq=False)
 class RungResult:

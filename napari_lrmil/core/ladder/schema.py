@@ -29,6 +29,8 @@ class RungEntry(BaseModel):
         Answer of the rung; None, empty and None without one.
     prediction_set
         Classes of the set at `coverage`; None if the model has no sets.
+    no_set_reason
+        Why there is no set; empty if there is one, and in files of earlier versions.
     same_answer
         Whether the answer is that of the finest rung that was read; None in a cascade.
     spearman, jaccard_top10, js_divergence, compared_patches
@@ -50,6 +52,7 @@ class RungEntry(BaseModel):
     probabilities: dict[str, float] = {}
     calibrated: bool | None = None
     prediction_set: tuple[str, ...] | None = None
+    no_set_reason: str = ""
     same_answer: bool | None = None
     spearman: float | None = None
     jaccard_top10: float | None = None

@@ -18,6 +18,7 @@ from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.version import __version__
 
 NO_MODEL = "no model"
+NO_SET = "no set"
 COLUMNS = (
     "slide", "magnification", "mpp", "network", "bundle", "state", "reason", "predicted", "prediction_set",
     "same_answer", "spearman", "jaccard_top10", "js_divergence", "patches", "pixels", "seconds", "cpu_seconds",
@@ -139,7 +140,17 @@ def ladder_lines(file: LadderFile) -> list[list[str]]:
         "CPU-s",
         "s",
     ]
-    return [head, *(_line(rung, file.classes) for rung in reversed(file.rungs))]
+    rungs = list(reversed(file.rungs))
+    return [head, *(_line(rung, file.classes) for rung in rungs), *_missing_sets(rungs)]
+
+
+def _missing_sets(rungs: Sequence[RungEntry]) -> list[list[str]]:
+    """Return a line for each reason why resolutions that were read have no set of classes."""
+    labels: dict[str, list[str]] = {}
+    for rung in rungs:
+        if rung.was_read and rung.prediction_set is None and rung.no_set_reason:
+            labels.setdefault(rung.no_set_reason, []).append(rung.label)
+    return [["", f"{NO_SET} at {', '.join(names)}: {reason}"] for reason, names in labels.items()]
 
 
 def _line(rung: RungEntry, classes: Sequence[str]) -> list[str]:
@@ -151,7 +162,7 @@ def _line(rung: RungEntry, classes: Sequence[str]) -> list[str]:
         rung.label,
         rung.predicted or "",
         *(format_probability(rung.probabilities[name]) for name in classes),
-        "none" if rung.prediction_set is None else " or ".join(rung.prediction_set),
+        NO_SET if rung.prediction_set is None else " or ".join(rung.prediction_set),
         same,
         rho,
         f"{rung.n_patches:,}",
@@ -288,6 +299,7 @@ def _entry(rung: Rung, state: str, reason: str, figures: RungFigures | None) -> 
             "probabilities": dict(figures.probabilities),
             "calibrated": rung.temperature is not None and figures.is_whole_slide,
             "prediction_set": None if classes is None else classes.classes,
+            "no_set_reason": figures.no_set_reason if classes is None else "",
             "n_patches": figures.n_patches,
             "pixels_decoded": alone.pixels,
             "seconds": alone.seconds,

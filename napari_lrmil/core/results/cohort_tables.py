@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from napari_lrmil.core.csv_files import read_csv, write_csv
 from napari_lrmil.core.errors import StoredError
 from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
+from napari_lrmil.core.text_escapes import printable
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.slide_limits import OperatingSide, PredictionSet
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("slide", "step", "reason")
+WARNING_SEPARATOR = " | "  # between sentences in a cell
 LIMIT_COLUMNS = ("positive", "operating_point", "prediction_set", "coverage")  # if a result has them
 
 
@@ -27,7 +29,13 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
     tuple of StoredError
         Results that are not in the table because they are broken or of a newer version.
     """
-    stored, errors = _read_results(folder)
+    stored, errors = read_results(folder)
+    write_prediction_rows(folder, stored)
+    return tuple(errors)
+
+
+def write_prediction_rows(folder: Path, stored: Sequence[PredictionFile]) -> None:
+    """Write ``predictions.csv`` from the given results; without any, no file is written."""
     # Models with different classes may share a folder: their columns are joined.
     classes = list(dict.fromkeys(c for file in stored for c in file.classes))
     header = ("slide", "predicted", *(f"probability_{c}" for c in classes), "n_patches", "n_hr_patches", "seconds")
@@ -36,6 +44,7 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
     header += LIMIT_COLUMNS if has_limits else ()
     has_distance = any(file.cohort_distance for file in stored)
     header += ("distance_quantile",) if has_distance else ()
+    header += ("warnings",)
     rows = [
         (
             file.slide,
@@ -48,12 +57,12 @@ def write_predictions_table(folder: Path) -> tuple[StoredError, ...]:
             file.calibrated,
             *(limit_cells(file.operating_point, file.prediction_set) if has_limits else ()),
             *((_quantile_cell(file),) if has_distance else ()),
+            printable(WARNING_SEPARATOR.join(file.warnings)),
         )
         for file in stored
     ]
     if rows:
         write_csv(folder / "predictions.csv", [header, *rows])
-    return tuple(errors)
 
 
 def limit_cells(
@@ -77,7 +86,7 @@ def _whole_slide_text() -> str:
     return WHOLE_SLIDE.text
 
 
-def _read_results(folder: Path) -> tuple[list[PredictionFile], list[StoredError]]:
+def read_results(folder: Path) -> tuple[list[PredictionFile], list[StoredError]]:
     """Return the results in the folder, sorted by slide, and the errors of those that cannot be read."""
     files, errors = [], []
     for path in sorted(folder.glob(f"*/{PREDICTION}")):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QVBoxLayout, QWidget
 
-from napari_lrmil.core.formatting import format_probability
+from napari_lrmil.core.formatting import ABOUT_MODEL, format_probability
 from napari_lrmil.core.text_escapes import escape_qt
 from napari_lrmil.plugin.analyse.result_text import ResultText, knows_tissue, tissue_caution
 from napari_lrmil.plugin.qt.section import make_divider, make_label
@@ -29,7 +29,6 @@ QProgressBar::chunk {{ border-radius: 3px; background: {colour}; }}
 TOP_COLOUR, OTHER_COLOUR = "#e8892c", "#8a8f98"  # readable on dark and on light, and without colour vision
 NO_ANSWER_YET = "No answer yet."
 HIDDEN = "Hidden until your verdict (blind). Run shows the answer: your verdict then counts as not blind."
-ABOUT_MODEL = "about the model "  # start of a notice that says what a model is; it is no caution about an answer
 
 
 class ProbabilityBars(QWidget):  # type: ignore[misc]  # qtpy has no types

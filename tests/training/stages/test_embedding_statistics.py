@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +186,9 @@ def test_the_distance_is_stored_and_listed(bundle: Bundle, tmp_path: Path) -> No
     file.write(tmp_path / "out" / "a")
     write_predictions_table(tmp_path / "out")
     header, row = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
-    assert (header.split(",")[-1], row.split(",")[-1]) == ("distance_quantile", f"{distance.quantile:.4f}")
+    (cells,) = csv.DictReader([header, row])
+    assert cells["distance_quantile"] == f"{distance.quantile:.4f}"
+    assert cells["warnings"] == " | ".join(prediction.warnings) and distance.warning in prediction.warnings
 
 
 def test_a_region_and_an_old_bundle_have_no_distance(bundle: Bundle, tmp_path: Path) -> None:
