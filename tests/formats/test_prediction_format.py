@@ -202,7 +202,7 @@ def test_columns_of_the_tables(written: Path) -> None:
     heads = {name: (written / f"{name}.csv").read_text().splitlines()[0] for name in ("predictions", "failures")}
     assert heads == {
         "predictions": "slide,predicted,probability_normal,probability_lesion,"
-        "n_patches,n_hr_patches,seconds,scope,calibrated",
+        "n_patches,n_hr_patches,seconds,scope,calibrated,warnings",
         "failures": "slide,step,reason",
     }
 
