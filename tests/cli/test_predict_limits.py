@@ -111,6 +111,8 @@ def test_a_part_of_a_slide_has_neither(call: Call, slide: Path, tmp_path: Path) 
     code, printed, error = call(*words)
     assert code == 0, error
     assert "operating point" not in printed and not {"operating_point", "prediction_set"} & set(read(out))
+    [small] = [text for text in read(out)["warnings"] if text.startswith("small region: ")]
+    assert small in " ".join((printed + error).split()), "few patches are a caution on the command line too"
 
 
 def test_damaged_limits_end_the_command(call: Call, slide: Path, tmp_path: Path) -> None:

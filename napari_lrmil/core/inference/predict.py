@@ -22,7 +22,7 @@ from napari_lrmil.core.features.prefetch import default_batch_size
 from napari_lrmil.core.formatting import ABOUT_MODEL
 from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
-from napari_lrmil.core.inference.quality_checks import artefact_shares, quality_warnings
+from napari_lrmil.core.inference.quality_checks import artefact_shares, quality_warnings, small_region_warnings
 from napari_lrmil.core.inference.slide_limits import slide_limits
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches, select_teacher_patches
 from napari_lrmil.core.metrics.agreement import measure_agreement
@@ -251,9 +251,10 @@ def _prepare(
     scope = replace(scope, edited=tissue_grid.edited)
     grid, about_regions = scope.of(tissue_grid, slide.path)
     about_regions = (*scope.warnings, *about_regions)
-    # The thresholds were measured on whole slides: a small region has little tissue by intent.
-    quality = quality_warnings(slide, grid, bundle.card) if scope.kind == "slide" else ()
-    artefacts = artefact_shares(tissue_grid, options.tissue(bundle.card), is_slide=scope.kind == "slide")
+    # The thresholds were measured on whole slides.
+    is_slide = scope.kind == "slide"
+    quality = quality_warnings(slide, grid, bundle.card) if is_slide else small_region_warnings(grid, scope.kind)
+    artefacts = artefact_shares(tissue_grid, options.tissue(bundle.card), is_slide=is_slide)
     quality = (*quality, *filter(None, [artefacts.warning if artefacts is not None else ""]))
     yield from (Notice(text, slide.name) for text in (*about_regions, *quality))
     sizes = options.patch_sizes(bundle.card, grid.lattice)
@@ -319,7 +320,10 @@ def _add_teacher(
     read = teacher_input(request.bundle.card, part.grid, request.stain)
     teacher = yield from _run_network(part, read)
     agreement = measure_agreement(part.grid, prediction.student.attention[rows], teacher.attention)
-    return replace(prediction, teacher=teacher, compared=rows, agreement=agreement)
+    if agreement.caution:
+        yield Notice(agreement.caution, request.slide.name)
+    warnings = (*prediction.warnings, *filter(None, [agreement.caution]))
+    return replace(prediction, teacher=teacher, compared=rows, agreement=agreement, warnings=warnings)
 
 
 def _run_network(request: _Request, read: NetworkInput) -> Generator[Event, None, NetworkPrediction]:

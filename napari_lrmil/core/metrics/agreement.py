@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 Values = NDArray[np.float32] | NDArray[np.float64]
 
 TOP_SHARE = 0.10  # "top 10 %" of the patches
+# LR patches. The rank correlation of n unrelated values has the variance 1 / (n - 1): below 20 patches chance alone
+# reaches 0.45 in 1 of 20 cases, which would pass for agreement. Neighbours are alike, so that this is a lower bound.
+MIN_AGREEMENT_PATCHES = 20
+CHANCE_QUANTILE = 1.96  # of the normal distribution, two-sided 95 %
 LESION_SHARE = 0.25  # share of a patch's area from which it counts as lesion (docs/explanation/method.md 3)
 
 
@@ -41,6 +46,19 @@ class Agreement:
     jaccard_top10: float
     js_divergence: float
     n_patches: int
+
+    @property
+    def caution(self) -> str:
+        """Why the figures are uncertain; empty if there are enough patches."""
+        n = self.n_patches
+        if n >= MIN_AGREEMENT_PATCHES:
+            return ""
+        by_chance = min(1.0, CHANCE_QUANTILE / math.sqrt(max(1, n - 1)))
+        patches = f"{n} LR {'patch' if n == 1 else 'patches'}, fewer than {MIN_AGREEMENT_PATCHES}"
+        return (
+            f"the agreement of student and teacher is measured on {patches}; "
+            f"so few unrelated values reach a rank correlation of {by_chance:.2f} by chance"
+        )
 
 
 def pool_to_lr_grid(grid: NestedGrid, hr_values: Values) -> NDArray[np.float64]:

@@ -166,6 +166,13 @@ class Comparison:
         return format_agreement(self.prediction.agreement, len(self.prediction.grid.lr_index))
 
     @property
+    def caution(self) -> str:
+        """Why the agreement is uncertain, as a sentence; empty if it rests on enough patches."""
+        agreement = self.prediction.agreement
+        caution = agreement.caution if agreement is not None else ""
+        return f"{caution[0].upper()}{caution[1:]}." if caution else ""
+
+    @property
     def table_rows(self) -> tuple[TableRow, ...]:
         """Probabilities and costs of both networks."""
         p, teacher = self.prediction, self._teacher

@@ -207,6 +207,7 @@ class CompareModeSection(Section):
         self.views = {view: QRadioButton(label) for view, (label, _) in VIEW_LABELS.items()}
         self.wipe, self.pooled = QSlider(Qt.Orientation.Horizontal), QCheckBox("Teacher pooled to LR patches")
         self.wipe.setAccessibleName("Columns of patches left of the wipe")
+        self.wipe_row = make_row(QLabel("Student"), self.wipe, QLabel("Teacher"))
         self.wipe.valueChanged.connect(self._emit_changed)
         self.pooled.toggled.connect(self._emit_changed)
         for radio in self.views.values():
@@ -214,7 +215,7 @@ class CompareModeSection(Section):
             radio.toggled.connect(self._on_view_toggled)
         self.views["side"].setChecked(True)
         self.add(*self.views.values())
-        self.add(QLabel("Student"), self.wipe, QLabel("Teacher"))
+        self.add(self.wipe_row)
         self.add(self.pooled)
         self.show_columns(None)
 
@@ -249,8 +250,8 @@ class CompareModeSection(Section):
         blocked = self._no_teacher
         for view, (_, tip) in VIEW_LABELS.items():
             enable_unless(self.views[view], blocked, tip)
-        no_wipe = "" if self.views["wipe"].isChecked() else "Choose Wipe first."
-        enable_unless(self.wipe, blocked or no_wipe, "Move the wipe by one column of LR patches")
+        self.wipe_row.setVisible(self.views["wipe"].isChecked())  # napari draws a disabled slider like a live one
+        enable_unless(self.wipe, blocked, "Move the wipe by one column of LR patches")
         is_fixed = "A difference is always on the LR grid." if self.views["difference"].isChecked() else ""
         enable_unless(self.pooled, blocked or is_fixed, POOLED_TIP)
 
@@ -279,11 +280,13 @@ class MeasuresSection(Section):
         super().__init__("measures", "Agreement", parent)
         self.agreement, self.lesions = make_label("agreement", NO_TEACHER, bold=True), make_label("lesions", small=True)
         self.agreement.setToolTip(AGREEMENT_TIP)
+        self.caution = make_label("caution of the agreement")
         self.table = make_label("figures")
         self.table.setTextFormat(Qt.TextFormat.RichText)
         self.table.setWordWrap(False)
         self._rows: tuple[TableRow, ...] = ()
         self.add(self.agreement)
+        self.add(self.caution)
         self.add(self.table)
         self.add(self.lesions)
 
@@ -296,6 +299,9 @@ class MeasuresSection(Section):
     ) -> None:
         """Show a comparison and the scores of lesions; None hides what is missing, `no_teacher` says why."""
         self.agreement.setText(comparison.agreement if comparison else no_teacher)
+        caution = comparison.caution if comparison else ""
+        self.caution.setText(f"⚠ {caution}" if caution else "")
+        self.caution.setVisible(bool(caution))
         rows = (*comparison.table_rows, *(lesions.table_rows if lesions else ())) if comparison else ()
         self._rows = rows
         self.table.setText(_as_html(rows))

@@ -13,11 +13,12 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QGuiApplication, QKeySequence
 from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QLabel, QLineEdit, QShortcut, QVBoxLayout, QWidget
 
+from napari_lrmil.core.geometry import Float
 from napari_lrmil.core.slides.place_link import PlaceLink
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label, make_row
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
-from napari_lrmil.plugin.viewer.layers import UNITS, LayerTag, add_layers, lrmil_layers, remove_layers
+from napari_lrmil.plugin.viewer.layers import UNITS, LayerTag, add_layers, lrmil_layers, remove_layers, slide_affine
 from napari_lrmil.plugin.viewer.navigation import current_slide, um_per_unit, world_to_slide
 from napari_lrmil.plugin.viewer.places import current_link, current_slide_tag, format_distance, go_to_text
 from napari_lrmil.plugin.viewer.rotation import current_rotation, follow_slide, rotate_view
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
 
 CLICK_PX = 4  # a press that moves further is a drag of the slide
-LINE_COLOUR, LINE_PX = "#0072b2", 3
+LINE_COLOUR, LINE_PX, TEXT_PT = "#0072b2", 3, 14
 MEASURE_HINT, SECOND_HINT = "Click on two points of the slide.", "Click on the second point."
 MEASURE_TIP = "Measure the distance between two points of the slide in µm"
 LINK_TIP = "Copy slide, position, magnification and rotation; `napari-lrmil view LINK` opens the place"
@@ -153,22 +154,40 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._show_distance(f"Distance {text}. {MEASURE_HINT}")
 
     def _draw_line(self, slide: LayerTag, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
-        """Draw a line over the slide in place of the last one."""
+        """Draw a line over the slide, with its length beside its middle, in place of the last one."""
         remove_layers(self._viewer, lrmil_layers(self._viewer, role="distance"))
         active = self._viewer.layers.selection.active
         unit = um_per_unit(self._viewer)
         corners = np.array([start[::-1], end[::-1]])
         tag = LayerTag("distance", slide.path, slide.mpp, slide.given_mpp)
-        options = {
+        common = {"name": f"Distance {text}", "units": UNITS, "metadata": tag.as_metadata()}
+        line = {
             "shape_type": "line",
             "edge_color": LINE_COLOUR,
             "edge_width": LINE_PX * unit / float(self._viewer.scene.camera.zoom),
-            "name": f"Distance {text}",
-            "units": UNITS,
-            "metadata": tag.as_metadata(),
         }
-        add_layers(self._viewer, [([corners], options, "shapes")])
+        # A text of the line itself would lie in the middle of its bounding box, on the line.
+        anchor = "lower_left" if self._falls_to_the_right(corners) else "upper_left"
+        label = {
+            "face_color": "transparent",
+            "border_width": 0,
+            "size": unit / float(self._viewer.scene.camera.zoom),
+            "text": {"string": {"constant": f" {text} "}, "color": LINE_COLOUR, "size": TEXT_PT, "anchor": anchor},
+        }
+        middle = corners.mean(axis=0, keepdims=True)
+        add_layers(self._viewer, [([corners], common | line, "shapes"), (middle, common | label, "points")])
         self._viewer.layers.selection.active = active
+
+    def _falls_to_the_right(self, corners: Float) -> bool:
+        """Return whether a line falls to the right on the screen, where the slide may be rotated.
+
+        Parameters
+        ----------
+        corners
+            (2, 2) row and column of both ends in µm of the slide.
+        """
+        down, across = slide_affine(current_slide(self._viewer))[:2, :2] @ (corners[1] - corners[0])
+        return bool(down * across > 0)
 
     # ------------------------------------------------------------ rotation
 

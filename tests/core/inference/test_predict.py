@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import torch
 
 from napari_lrmil.core.errors import BundleError, ResolutionError, TissueError
@@ -23,6 +24,8 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import TEACHER
 from napari_lrmil.core.models.mil import pool_bag
 from napari_lrmil.core.patching.color import CohortColour
+from napari_lrmil.core.patching.regions import Region
+from napari_lrmil.core.patching.roi import RegionOfInterest
 from napari_lrmil.core.results.writer import build_prediction_file
 from napari_lrmil.core.slides.slide import Slide
 from support.fake_slides import (
@@ -151,6 +154,19 @@ def test_the_teacher_runs_on_the_hr_grid_and_is_compared_on_the_lr_grid(tmp_path
     assert prediction.agreement.n_patches == len(prediction.student.coords)
     assert teacher.pixels_decoded >= 0.8 * len(teacher.coords) * 64 * 80
     assert set(build_prediction_file(prediction).as_json()["teacher"]) >= {"probabilities", "logits"}
+
+
+def test_few_patches_are_a_notice_and_a_warning_of_region_and_agreement(tmp_path: Path) -> None:
+    box = shapely.box(0, 0, 256, 320)
+    region = RegionOfInterest("region", (Region("box", box),))
+    with fake_slide(tmp_path, pyramid()) as slide:
+        events = list(predict(slide, DarknessBundle(), device=CPU, teacher=TeacherPatches.ALL, scope=region))  # type: ignore[arg-type]  # a stand-in
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    warnings = events[-1].result.warnings  # type: ignore[union-attr]  # Finished
+    small, agreement = warnings
+    assert small.startswith("small region: 1 LR patch, which gets all attention")
+    assert agreement.startswith("the agreement of student and teacher is measured on 1 LR patch, fewer than 20")
+    assert notices == [small, agreement]
 
 
 def test_two_networks_that_look_for_the_same_agree_on_the_darkest_patch(tmp_path: Path) -> None:

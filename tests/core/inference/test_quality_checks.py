@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from napari_lrmil.core.geometry import PatchPlan
-from napari_lrmil.core.inference.quality_checks import MIN_LR_PATCHES, quality_warnings
+from napari_lrmil.core.inference.quality_checks import MIN_LR_PATCHES, quality_warnings, small_region_warnings
 from napari_lrmil.core.patching.color import CohortColour, cohort_colour, color_stats
 from napari_lrmil.core.patching.grid import find_nested_grid
 from support.fake_slides import DarknessBundle, FakeSlide, fake_slide, resolution, speckled
@@ -48,6 +48,18 @@ def test_fewer_than_ten_patches_are_little_tissue(tmp_path: Path, size: tuple[in
     assert len(warnings) == (patches < MIN_LR_PATCHES)
     if warnings:
         assert f"{patches} LR patch" in warnings[0] and ("patches" in warnings[0].split(",")[0]) == (patches > 1)
+
+
+@pytest.mark.parametrize(("size", "patches"), [((768, 768), 9), ((1280, 512), 10), ((200, 150), 1)])
+def test_a_region_of_few_patches_is_doubted(tmp_path: Path, size: tuple[int, int], patches: int) -> None:
+    with fake_slide(tmp_path, FakeSlide(speckled(*size), (1.0, 4.0, 16.0), resolution(0.5))) as slide:
+        grid = find_nested_grid(slide, PLAN)
+    warnings = small_region_warnings(grid, "region")
+    assert len(warnings) == (patches < MIN_LR_PATCHES)
+    if warnings:
+        expected = "1 LR patch, which gets all" if patches == 1 else f"{patches} LR patches, fewer than 10"
+        assert warnings[0].startswith(f"small region: {expected}")
+    assert small_region_warnings(grid, "slide") == (), "`quality_warnings` says it"
 
 
 def test_a_card_without_colour_reads_no_pixel(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from shapely import MultiPolygon, Polygon
 
 from napari_lrmil.core.geometry import Bounds, Mpp, PatchPlan
 from napari_lrmil.core.metrics.agreement import (
+    Agreement,
     auroc,
     js_divergence,
     lesion_auroc,
@@ -62,6 +63,31 @@ def test_measure_agreement_by_hand() -> None:
     p, q = a(0.2, 0.1, 0.7), a(0.3, 0.05, 0.65)
     m = (p + q) / 2
     assert found.js_divergence == pytest.approx(float((p * np.log2(p / m) + q * np.log2(q / m)).sum() / 2))
+
+
+@pytest.mark.parametrize(
+    ("n", "words"),
+    [
+        (1, "on 1 LR patch, fewer than 20; so few unrelated values reach a rank correlation of 1.00 by chance"),
+        (5, "on 5 LR patches, fewer than 20; so few unrelated values reach a rank correlation of 0.98 by chance"),
+        (19, "rank correlation of 0.46"),
+        (20, ""),
+    ],
+)
+def test_an_agreement_on_few_patches_carries_a_caution(n: int, words: str) -> None:
+    caution = Agreement(0.5, 0.5, 0.5, n).caution
+    assert caution.startswith("the agreement of student and teacher is measured") if words else not caution
+    assert words in caution
+
+
+def test_chance_reaches_the_stated_correlation_in_one_of_twenty() -> None:
+    rng = np.random.default_rng(0)
+    shares = {}
+    for n in (5, 10, 19):
+        bound = float(Agreement(None, 0, 0, n).caution.split(" correlation of ")[1].split()[0])
+        pairs = [spearman(rng.random(n), rng.random(n)) for _ in range(1000)]
+        shares[n] = float(np.mean([abs(rho or 0.0) >= bound for rho in pairs]))
+    assert all(0.005 <= share <= 0.08 for share in shares.values()), shares
 
 
 def test_agreement_of_the_top_is_of_a_tenth_of_the_patches() -> None:

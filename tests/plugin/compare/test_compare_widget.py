@@ -90,6 +90,8 @@ def test_it_shares_slide_and_answers_with_analyse_and_asks_the_top_patches_once(
     assert prediction.teacher is not None and prediction.compared is not None and prediction.compared.sum() == 3
     assert prediction.compared[np.argmax(prediction.student.attention)]
     assert f"over 3 of {len(prediction.grid.lr_index)} patches" in dock.measures.agreement.text()
+    assert dock.measures.caution.isVisibleTo(dock) and "measured on 3 LR patches" in dock.measures.caution.text()
+    assert "measured on 3 LR patches" in dock.analyse.results.note.text()
     assert len(dock.scatter.picked_points) == 3 and dock.analyse.results.teacher.isVisibleTo(dock.analyse)
     again = run_teacher(dock, qtbot)
     assert again.teacher is not None and again.teacher.patches_encoded == again.student.patches_encoded == 0
@@ -126,6 +128,9 @@ def test_of_a_drawn_region_both_are_asked_alone(
     assert prediction.teacher is not None and prediction.scope.kind == "region"
     assert 0 < len(prediction.grid.lr_index) < len(dock.session.tissue_grid.grid.lr_index)
     assert len(prediction.teacher.attention) == len(prediction.grid.hr_index) and dock.scatter.picked_points.all()
+    n = len(prediction.grid.lr_index)
+    assert f"⚠ small region: {n} LR patch" in dock.analyse.results.note.text(), "where the answer stands"
+    assert f"measured on {n} LR patch" in dock.measures.caution.text(), "where the agreement stands"
 
 
 def test_cancel_and_closing_the_dock_end_a_run(
@@ -237,7 +242,9 @@ def test_wipe_difference_and_grid_change_the_maps(
     assert np.isfinite(teacher.data).sum() == k
     dock.maps.pooled.click()
     assert np.isfinite(teacher.data).sum() == n and np.nansum(teacher.data) == pytest.approx(n, rel=1e-3)
+    assert not dock.maps.wipe.isVisible(), "the slider does nothing side by side"
     dock.maps.views["wipe"].click()
+    assert dock.maps.wipe.isVisible() and dock.maps.wipe.isEnabled()
     assert not viewer.canvas.grid.enabled and not lrmil_layers(viewer, role="attention", side="teacher")
     check_wipe(dock, viewer, prediction)
     dock.maps.wipe.setValue(2)
@@ -245,6 +252,7 @@ def test_wipe_difference_and_grid_change_the_maps(
     [right] = lrmil_layers(viewer, role="wipe")
     assert 0 < np.isfinite(right.data).sum() < k and right.data.shape[0] > prediction.grid.lr_index[:, 1].max() + 1
     dock.maps.views["difference"].click()
+    assert not dock.maps.wipe.isVisible()
     [difference] = lrmil_layers(viewer, role="difference")
     assert difference.contrast_limits[0] == -difference.contrast_limits[1]
     assert np.isfinite(difference.data).sum() == n and abs(np.nansum(difference.data)) < 1e-2

@@ -52,7 +52,9 @@ def test_two_clicks_measure_a_distance_in_micrometres(tools: Any, viewer: Any, q
     expected = 120 / viewer.scene.camera.zoom
     qtbot.waitUntil(lambda: "Distance" in tools.distance.text(), timeout=WAIT_MS)
     assert float(tools.distance.text().split()[1]) == pytest.approx(expected, rel=0.02)
-    assert len(lrmil_layers(viewer, role="distance")) == 1
+    line, label = lrmil_layers(viewer, role="distance")
+    assert f"Distance {str(label.text.values).strip()}. " in tools.distance.text() and line.visible and label.visible
+    assert label.data == pytest.approx(line.data[0].mean(axis=0, keepdims=True)), "the length stands at the line"
     tools.measure.click()
     assert not lrmil_layers(viewer, role="distance") and not tools.distance.isVisible()
     assert tools._press not in viewer.mouse_drag_callbacks
@@ -71,6 +73,28 @@ def test_a_drag_moves_the_slide_and_measures_nothing(tools: Any, viewer: Any) ->
     next(steps, None)
     assert "two points" in tools.distance.text()
     tools.measure.click()
+
+
+@pytest.mark.parametrize(
+    ("degrees", "end", "anchor"),
+    [
+        (0, (300.0, 300.0), "lower_left"),  # falls to the right: the text stands above it, to the right
+        (0, (300.0, 100.0), "upper_left"),
+        (0, (100.0, 300.0), "upper_left"),
+        (90, (300.0, 300.0), "upper_left"),  # falls to the left on the screen
+    ],
+)
+def test_the_length_stands_beside_the_line_and_not_on_it(
+    tools: Any, viewer: Any, degrees: float, end: tuple[float, float], anchor: str
+) -> None:
+    tools.measure.click()
+    rotate_view(viewer, degrees)
+    for point in ((200.0, 200.0), end):
+        tools.add_point(point)
+    label = lrmil_layers(viewer, role="distance")[1]
+    assert label.text.anchor == anchor
+    tools.measure.click()
+    rotate_view(viewer, 0)
 
 
 def test_distances_have_units() -> None:
@@ -166,7 +190,8 @@ def test_a_distance_is_measured_on_the_slide_in_a_rotated_view(tools: Any, viewe
     rotate_view(viewer, 90)
     for position in ((200.0, -100.0), (250.0, -100.0)):  # 50 µm down on the screen, to the right on the slide
         tools.add_point(world_to_slide(viewer, position))
-    [line] = lrmil_layers(viewer, role="distance")
+    line, label = lrmil_layers(viewer, role="distance")
+    assert label.data_to_world(label.data[0]) == pytest.approx((225, -100)), "at the line in a rotated view too"
     assert line.data[0] == pytest.approx(np.array([(100, 200), (100, 250)]))
     assert line.data_to_world(line.data[0][1]) == pytest.approx((250, -100))
     tools.measure.click()
