@@ -15,6 +15,7 @@ from typing import Any, Literal, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from napari_lrmil.core.encoders.spec import ABSENT
 from napari_lrmil.core.errors import ConfigError
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.card import (
@@ -99,7 +100,8 @@ class EncoderConfig(_Frozen):
     """Networks that encode patches."""
 
     teacher: str = Field("demo", min_length=1)
-    """Frozen HR encoder: a .safetensors file, a folder, hf:owner/name, lazyslide:name, or a bundle."""
+    """Frozen HR encoder: a .safetensors file, a folder, hf:owner/name, lazyslide:name, or a bundle. The word none,
+    with hr_features: it is not at hand, so the bundle leaves the teacher out."""
     student: str = Field("teacher", min_length=1)
     """The word teacher: a copy of the teacher's encoder (the paper's choice). mobilenet_v3_large, mobilenet_v2 or
     convnext_atto: small, with random weights. Or another encoder, as above."""
@@ -566,6 +568,25 @@ class TrainConfig(_Frozen):
             raise ValueError("hr_features have no layers for stage 1; raise stage1.lambda_attn, or set stage1.epochs=0")
         if self.exclude_artefacts:
             raise ValueError("exclude_artefacts chooses HR patches, which hr_features bring with them; set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_needs_the_encoder(self) -> TrainConfig:
+        if self.encoder.teacher != ABSENT or not self.distil:
+            return self
+        if self.hr_features is None:
+            raise ValueError("encoder.teacher=none takes the features of hr_features, and there are none; name both")
+        if self.encoder.student == "teacher":
+            raise ValueError(
+                "encoder.student=teacher copies the teacher's encoder, and encoder.teacher=none has none; name the "
+                "student's, such as encoder.student=mobilenet_v3_large"
+            )
+        if self.encoder.teacher_layers:
+            raise ValueError("encoder.teacher_layers are layers of an encoder, and encoder.teacher=none has none")
+        if self.stage1.targets == "on_the_fly" and self.stage1.epochs:
+            raise ValueError(
+                "stage1.targets=on_the_fly encodes HR patches, and encoder.teacher=none cannot; use stored"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,13 @@ import torch
 from lrmil_training.config import TrainConfig
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import CALIBRATION, SPLITS, Cohort, CohortSlide, require_classes
-from lrmil_training.data.hr_features import check_hr_features
+from lrmil_training.data.hr_features import (
+    check_features_of_slide,
+    check_hr_features,
+    encoder_of_features,
+    find_hr_folder,
+    intake_notices,
+)
 from lrmil_training.data.lesion_targets import outline_problem
 from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.data.splits import make_folds, require_inner_folds
@@ -22,15 +29,19 @@ from lrmil_training.estimate import WorkloadEstimate, estimate_run
 from lrmil_training.recipes import list_recipes
 from lrmil_training.stages.undistilled import frozen_encoder_notice
 from lrmil_training.train import check_encoders, check_inputs, encoder_names, require_gpus
-from napari_lrmil.core.encoders import encoder_notice
+from napari_lrmil.core.encoders import LoadedEncoder, encoder_notice
+from napari_lrmil.core.encoders.spec import ABSENT
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.formatting import format_size
 from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
+from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.user_settings import SettingsStore
 
 COUNTED_SLIDES = 12  # whose tissue is segmented to count patches: about a second each, if slides are large
 REMOTE = ("hf:", "lazyslide:")  # encoders whose weights may be downloaded
+
+CountGiven = Callable[[CohortSlide, Slide], int]
 
 
 @dataclass(frozen=True)
@@ -92,40 +103,56 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
     yield from (Notice(text, cohort_csv.name) for text in notices)
     names = encoder_names(config)
     yield from (Notice(text) for text in map(encoder_notice, names) if text)
+    if config.hr_features is not None:
+        yield from (Notice(text) for text in intake_notices(config))
     passed = [
         "the table has labels, patients and both classes in train and val of every run"
         if cohort.is_labelled
         else "the table has patients, and slides in train and val of every run; no labels, which the teacher replaces"
     ]
     remote = [name for name in names if name.startswith(REMOTE)]
+    encoder = None if remote else check_encoders(config, inputs.head)
     if remote:
         passed.append(f"not checked: the encoder {', '.join(remote)}, whose weights may have to be downloaded")
     else:
-        check_hr_features(config, cohort, check_encoders(config, inputs.head))
         passed.append("the encoders load and fit each other")
-        if config.hr_features is not None:
-            passed.append(
-                "HR features are there, with the dimensions of the encoder; each slide is checked in training"
-            )
-    facts = yield from _look_at_slides(cohort, config)
+    facts = yield from _look_at_slides(cohort, config, _given_features(config, cohort, encoder))
     yield Finished(_report(cohort, out, config, device, facts, passed))
 
 
-def _look_at_slides(cohort: Cohort, config: TrainConfig) -> Generator[Event, None, list[_SlideFacts]]:
+def _given_features(config: TrainConfig, cohort: Cohort, encoder: LoadedEncoder | None) -> CountGiven | None:
+    """Return what checks the given HR features of a slide and counts them; None if HR patches are encoded.
+
+    Raises
+    ------
+    ConfigError
+        If they are not those of the cohort, or of `encoder` if it is loaded.
+    """
+    if config.hr_features is None:
+        return None
+    encoder = encoder or encoder_of_features(config)
+    check_hr_features(config, cohort, encoder)
+    return partial(check_features_of_slide, folder=find_hr_folder(config), config=config, dim=encoder.encoder.dim)
+
+
+def _look_at_slides(
+    cohort: Cohort, config: TrainConfig, given: CountGiven | None
+) -> Generator[Event, None, list[_SlideFacts]]:
     step = max(1, len(cohort.slides) // COUNTED_SLIDES)
     facts = []
     for i, slide in enumerate(cohort.slides):
         yield Progress("slides", i, len(cohort.slides), "slides")
-        facts.append(_look_at(slide, config, count=i % step == 0))
+        facts.append(_look_at(slide, config, given, count=i % step == 0))
     return facts
 
 
-def _look_at(row: CohortSlide, config: TrainConfig, *, count: bool) -> _SlideFacts:
-    """Return what is seen of a slide: whether it opens, its outlines, and its patches if they are counted."""
+def _look_at(row: CohortSlide, config: TrainConfig, given: CountGiven | None, *, count: bool) -> _SlideFacts:
+    """Return what is seen of a slide: whether it opens, its features fit, its outlines, and patches if counted."""
     try:
         with row.open() as slide:
             reader = "teacher (HR)" if config.distil else "student (LR)"
             require_resolution(slide, config.plan.hr_mpp, reader)
+            n_given = None if given is None else given(row, slide)
             problem = outline_problem(row, slide)
             grid = find_tissue_grid(slide, config.plan, config.tissue).grid if count else None
     except LrmilError as error:
@@ -133,7 +160,7 @@ def _look_at(row: CohortSlide, config: TrainConfig, *, count: bool) -> _SlideFac
     has_outlines = row.lesions.exists()
     if grid is None:
         return _SlideFacts(problem, has_outlines)
-    return _SlideFacts(problem, has_outlines, len(grid.hr_index), len(grid.lr_index))
+    return _SlideFacts(problem, has_outlines, len(grid.hr_index) if n_given is None else n_given, len(grid.lr_index))
 
 
 def _outline_use(config: TrainConfig, n_outlines: int) -> str:
@@ -151,6 +178,10 @@ def _report(
     problems = [fact.problem for fact in facts if fact.problem]
     if not problems:
         passed.append(f"all {len(facts)} slides open, with a resolution that is fine enough")
+        if config.hr_features is not None:
+            passed.append(
+                "every slide has HR features of its own places; their values are checked when training reads them"
+            )
     n_outlines = sum(fact.has_outlines for fact in facts)
     outlines = f"outlines   beside {n_outlines} of {len(facts)} slides{_outline_use(config, n_outlines)}"
     cost, needed = _cost(cohort, config, device, facts)
@@ -232,7 +263,8 @@ def _network_lines(config: TrainConfig) -> Iterator[str]:
         f"{config.lr_mpp:g}"
     )
     if config.hr_features is not None:
-        yield f"HR         features of {config.hr_features}; {config.hr_check} patches of each slide are encoded again"
+        count = 0 if config.encoder.teacher == ABSENT else config.hr_check
+        yield f"HR         features of {config.hr_features}; {count or 'no'} patches of each slide are encoded again"
     epochs = config.teacher.epochs if config.teacher.mil is None else "given"
     yield (
         f"epochs     teacher {epochs}, stage 1 {config.stage1.epochs}, stage 2 {config.stage2.epochs}, "

@@ -19,7 +19,7 @@ from lrmil_training.cross_validation import is_series, list_parts, run_series
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
 from lrmil_training.data.features import find_encoder
-from lrmil_training.data.hr_features import check_hr_features
+from lrmil_training.data.hr_features import check_hr_features, encoder_of_features
 from lrmil_training.data.lesion_targets import LesionTargets, require_outlines_on_slides
 from lrmil_training.data.mil_head import MilHead
 from lrmil_training.data.patient_bags import require_one_label
@@ -47,6 +47,7 @@ from lrmil_training.stages.run_context import RunContext
 from lrmil_training.stages.undistilled import frozen_encoder_notice
 from napari_lrmil.core.atomic_files import remove_stale_partials, write_json, write_text
 from napari_lrmil.core.encoders import FROZEN, TRAINABLE, LoadedEncoder, encoder_notice, pool_layers
+from napari_lrmil.core.encoders.spec import ABSENT
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 
@@ -179,9 +180,10 @@ def check_encoders(config: TrainConfig, head: MilHead | None = None) -> LoadedEn
     LrmilError
         If an encoder cannot be used, or both do not fit each other.
     """
-    names = encoder_names(config)
-    encoder = pool_layers(find_encoder(names[0]), all_layers(config))
-    student = find_encoder(names[1]) if len(names) > 1 else None
+    names, is_absent = encoder_names(config), config.distil and config.encoder.teacher == ABSENT
+    own = encoder_of_features(config) if is_absent else find_encoder(names[0])
+    encoder = pool_layers(own, all_layers(config))
+    student = find_encoder(names[-1]) if is_absent or len(names) > 1 else None
     for layers in list_layers(config) or [()]:  # without candidates the encoder stays as it is
         candidate = pool_layers(encoder, layers)
         _require_usable(candidate, student or candidate, config)
@@ -247,10 +249,15 @@ def _check_splits(context: RunContext) -> RunContext:
 
 
 def encoder_names(config: TrainConfig) -> tuple[str, ...]:
-    """Return the encoders of a run: the teacher's and the student's, if they differ; without a teacher one alone."""
+    """Return the encoders of a run: the teacher's and the student's, if they differ; without a teacher one alone.
+
+    A teacher's encoder that is not at hand is left out.
+    """
     teacher, student = config.encoder.teacher, config.encoder.student
     if not config.distil:
         return (teacher if student == "teacher" else student,)
+    if teacher == ABSENT:
+        return (student,)
     return (teacher,) if student == "teacher" else (teacher, student)
 
 

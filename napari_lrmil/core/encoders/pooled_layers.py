@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from napari_lrmil.core.encoders.absent import AbsentEncoder
 from napari_lrmil.core.encoders.architectures import build_encoder
 from napari_lrmil.core.encoders.base import NetworkEncoder, require_poolable
 from napari_lrmil.core.encoders.foundation import FoundationEncoder
@@ -74,7 +75,7 @@ def _hash(loaded: LoadedEncoder, what: str) -> str:
 
 def _rebuilt(encoder: NetworkEncoder, spec: EncoderSpec) -> NetworkEncoder:
     """Return a network of `spec` with the weights of `encoder`; a new reduction is left at zero."""
-    if isinstance(encoder, FoundationEncoder):
+    if isinstance(encoder, FoundationEncoder | AbsentEncoder):
         return encoder.with_spec(spec)
     copy = build_encoder(spec)
     weights = encoder.state_dict()

@@ -13,6 +13,7 @@ HALF: Rgb = (0.5, 0.5, 0.5)
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TRAINABLE = ("mobilenet_v2", "mobilenet_v3_large", "convnext", "vit", "dinov2", "dinov2_with_registers")
 CONVOLUTIONAL = ("mobilenet_v2", "mobilenet_v3_large", "convnext")
+ABSENT = "none"  # teacher's encoder in configurations that is not at hand, see `absent`
 FROZEN = "lazyslide"  # foundation encoders, loaded by lazyslide-models; they can only be teachers
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,19 @@ from lrmil_training.data.features import FeatureRequest
 from lrmil_training.data.hr_placement import (
     HrPlacement,
     grid_of_features,
+    origin_of_placement,
     place_on_slide,
     uncovered_tissue_notice,
     with_source,
 )
+from lrmil_training.data.hr_sample import SampleCheck
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.encoders import LoadedEncoder
+from napari_lrmil.core.encoders.absent import AbsentEncoder, absent_encoder
+from napari_lrmil.core.encoders.spec import ABSENT
 from napari_lrmil.core.errors import BagError, CohortError, ConfigError, DiskFullError, LrmilError
 from napari_lrmil.core.events import Event, Failed, Notice, Progress
 from napari_lrmil.core.features.bag import BagOrigin, coords_attributes, read_origin
-from napari_lrmil.core.features.extraction import PatchSet, embed
 from napari_lrmil.core.features.layouts.find import find_feature_folder
 from napari_lrmil.core.features.layouts.foreign import FeatureFolder, ForeignFeatures
 from napari_lrmil.core.features.layouts.plain import parse_mapping
@@ -42,9 +45,13 @@ from napari_lrmil.core.formatting import format_duration
 from napari_lrmil.core.patching.grid import PlacedGrid
 from napari_lrmil.core.slides.slide import Slide
 
-LEAST_COSINE = 0.99  # of a sample that is encoded again; other ways of reducing a level stay above it
 STAGE = "HR features"
 NO_LAYERS = "hr_features have no layers of the encoder: stage 1 compares embeddings alone (no layer term)"
+NOT_AT_HAND = (
+    "the encoder of the HR features is not at hand (encoder.teacher=none): no patch is encoded again, so nothing shows "
+    "that all features are of one encoder and of these slides; the bundle leaves the teacher out"
+)
+REMEDY = "name the encoder by --set encoder.teacher=NAME, or skip this check by --set hr_check=0"
 
 
 @dataclass
@@ -87,6 +94,24 @@ def find_hr_folder(config: TrainConfig) -> FeatureFolder:
     return find_feature_folder(config.hr_features, parse_mapping(config.hr_mapping))
 
 
+def encoder_of_features(config: TrainConfig) -> LoadedEncoder:
+    """Return a stand-in for an encoder that is not at hand, with the width of the features.
+
+    Raises
+    ------
+    ConfigError
+        If no file of the folder can be read.
+    """
+    folder = find_hr_folder(config)
+    for name in folder.files:
+        try:
+            foreign = folder.open(name)
+        except BagError:
+            continue  # a single file; it is listed with the slides that failed
+        return absent_encoder(foreign.shape[1], foreign.encoder)
+    raise ConfigError(f"{folder.path}: none of its {len(folder.files)} files of {folder.layout} can be read")
+
+
 def check_hr_features(config: TrainConfig, cohort: Cohort, encoder: LoadedEncoder) -> None:
     """Check before any work that a run's HR features are those of its slides and its encoder. Nothing is written.
 
@@ -116,13 +141,19 @@ def check_hr_features(config: TrainConfig, cohort: Cohort, encoder: LoadedEncode
 
 def require_dimensions(foreign: ForeignFeatures, encoder: LoadedEncoder) -> None:
     """Raise `ConfigError` if the features cannot be those of the encoder."""
-    if foreign.shape[1] != encoder.encoder.dim:
-        named = f" of {foreign.encoder}" if foreign.encoder else ""
+    dim = encoder.encoder.dim
+    if foreign.shape[1] == dim:
+        return
+    named = f" of {foreign.encoder}" if foreign.encoder else ""
+    if isinstance(encoder.encoder, AbsentEncoder):
         raise ConfigError(
-            f"{foreign.path}: features{named} of {foreign.shape[1]} dimensions, but the teacher's encoder "
-            f"{encoder.spec.full_name} has {encoder.encoder.dim}; name the encoder that made them: "
-            "--set encoder.teacher=NAME"
+            f"{foreign.path}: features{named} of {foreign.shape[1]} dimensions, and another file of the folder has "
+            f"{dim}; keep the features of one encoder in a folder"
         )
+    raise ConfigError(
+        f"{foreign.path}: features{named} of {foreign.shape[1]} dimensions, but the teacher's encoder "
+        f"{encoder.spec.full_name} has {dim}; name the encoder that made them: --set encoder.teacher=NAME"
+    )
 
 
 def take_request(config: TrainConfig, request: FeatureRequest) -> FeatureRequest:
@@ -143,8 +174,8 @@ class HrIntake:
         Their folder, and the configuration that names it.
     request
         What `take_request` returns.
-    dim
-        Dimensions of the encoder's embedding.
+    encoder
+        The teacher's encoder.
     device
         Device on which a sample of patches is encoded again.
     """
@@ -152,19 +183,24 @@ class HrIntake:
     folder: FeatureFolder
     config: TrainConfig
     request: FeatureRequest
-    dim: int
+    encoder: LoadedEncoder
     device: torch.device
+
+    @property
+    def sampled(self) -> int:
+        """Patches of a slide that are encoded again."""
+        return 0 if isinstance(self.encoder.encoder, AbsentEncoder) else self.config.hr_check
+
+    def sample_check(self) -> SampleCheck:
+        """Return the check of a sample."""
+        name, px = self.encoder.spec.full_name, self.request.patch_px
+        return SampleCheck(self.encoder.encoder, name, self.sampled, px, self.device, REMEDY)
 
 
 def take_features(slides: Sequence[CohortSlide], intake: HrIntake) -> Generator[Event, None, dict[str, str]]:
-    """Take the features of slides into the run's folder and return slide name -> reason for those that failed.
-
-    Raises
-    ------
-    CohortError
-        If the features of no slide can be used.
-    """
+    """Take the features of slides into the run's folder and return slide name -> reason for those that failed."""
     failures, taken = dict[str, str](), TakenFeatures()
+    yield from (Notice(text) for text in intake_notices(intake.config))
     for count, row in enumerate(slides):
         yield Progress(STAGE, count, len(slides), "slides")
         try:
@@ -175,60 +211,90 @@ def take_features(slides: Sequence[CohortSlide], intake: HrIntake) -> Generator[
             failures[row.name] = str(error).removeprefix(f"{row.path}: ")
             yield Failed(str(error), row.name, "features", error)
     yield Progress(STAGE, len(slides), len(slides), "slides")
+    if taken.slides:
+        yield from (Notice(text) for text in describe_taken(taken, intake.folder, intake.config))
+    return failures
+
+
+def intake_notices(config: TrainConfig) -> list[str]:
+    """Return sentences on what a run does without, because its HR features are given."""
+    stage, sentences = config.stage1, list[str]()
+    if stage.epochs and stage.lambda_layer and stage.layers:
+        sentences.append(NO_LAYERS)
+    if config.encoder.teacher == ABSENT:
+        sentences.append(NOT_AT_HAND)
+    return sentences
+
+
+def require_taken(slides: Sequence[CohortSlide], failures: Mapping[str, str], folder: FeatureFolder) -> None:
+    """Raise `CohortError`, with the reason of one slide, if the features of none could be taken."""
     if len(failures) == len(slides):
         name, reason = next(iter(failures.items()))
-        raise CohortError(intake.folder.path, f"the features of no slide can be used; of {name}: {reason}")
-    yield Notice(NO_LAYERS)
-    yield from (Notice(text) for text in describe_taken(taken, intake.folder, intake.config))
-    return failures
+        raise CohortError(folder.path, f"the features of no slide can be used; of {name}: {reason}")
 
 
 def _take_slide(row: CohortSlide, intake: HrIntake, taken: TakenFeatures) -> Generator[Event, None, None]:
     began, path = time.perf_counter(), intake.request.path(row)
-    foreign = intake.folder.open(row.name)
-    if foreign.shape[1] != intake.dim:
-        raise BagError(foreign.path, f"{foreign.shape[1]} dimensions, expected the {intake.dim} of the encoder")
+    foreign = open_features(row, intake.folder, intake.encoder.encoder.dim)
     with row.open() as slide:
         yield from (Notice(text, row.name) for text in slide.warnings)
-        if not _is_taken(path, slide, foreign, intake.config.hr_check):
+        if not _is_taken(path, slide, foreign, intake.sampled):
             yield Progress(row.name, 0, foreign.shape[0], "patches")
             patches = prove_patches(foreign, slide)
             yield from (Notice(text, row.name) for text in patches.notices)
             placement = place_on_slide(patches, slide, intake.request.plan, foreign.path)
+            origin = _origin_of(slide, placement, intake.request)
+            require_grid(foreign, origin, placement, intake.config)
             if notice := uncovered_tissue_notice(placement, slide, intake.request.plan):
                 yield Notice(notice, row.name)
-            _check_sample(slide, foreign, patches, intake, taken)
-            origin, source = _origin_of(slide, placement, intake.request), _describe_source(foreign, intake.config)
-            write_taken(path, foreign, placement, origin, source)
+            if intake.sampled:
+                _check_sample(slide, foreign, patches, intake, taken)
+            write_taken(path, foreign, placement, origin, _describe_source(foreign, intake.sampled))
             taken.mpp += [patches.mpp] if patches.mpp else []
     taken.slides, taken.patches = taken.slides + 1, taken.patches + foreign.shape[0]
-    _note_division(row, foreign, intake, taken)
+    grid = grid_of_features(*read_origin(path), intake.request.plan)
+    if isinstance(grid, PlacedGrid):
+        taken.divided[row.name] = grid.divided_share
     taken.seconds += time.perf_counter() - began
 
 
-def _note_division(row: CohortSlide, foreign: ForeignFeatures, intake: HrIntake, taken: TakenFeatures) -> None:
-    """Note the share of HR patches that LR patches divide; raise `BagError` if the run needs a grid that nests."""
-    grid, stage = grid_of_features(*read_origin(intake.request.path(row)), intake.request.plan), intake.config.stage1
-    if isinstance(grid, PlacedGrid):
-        taken.divided[row.name] = grid.divided_share
-        if stage.targets == "on_the_fly" and stage.epochs:
+def open_features(row: CohortSlide, folder: FeatureFolder, dim: int) -> ForeignFeatures:
+    """Return the features of a slide; raise `BagError` if they cannot be those of an encoder of `dim` dimensions."""
+    foreign = folder.open(row.name)
+    if foreign.shape[1] != dim:
+        raise BagError(foreign.path, f"{foreign.shape[1]} dimensions, expected the {dim} of the encoder")
+    return foreign
+
+
+def require_grid(foreign: ForeignFeatures, origin: BagOrigin, placement: HrPlacement, config: TrainConfig) -> None:
+    """Raise `BagError` if a run needs a grid that nests, and the HR patches of a slide have none."""
+    stage = config.stage1
+    if stage.targets == "on_the_fly" and stage.epochs:
+        grid = grid_of_features(with_source(origin, foreign.layout), placement.corners, config.plan)
+        if isinstance(grid, PlacedGrid):
             problem = "its grid does not nest into LR patches, which stage1.targets=on_the_fly needs; use stored"
             raise BagError(foreign.path, problem)
 
 
+def check_features_of_slide(
+    row: CohortSlide, slide: Slide, folder: FeatureFolder, config: TrainConfig, dim: int
+) -> int:
+    """Check the features of an open slide without reading them, and return the number of its HR patches.
+
+    Raises
+    ------
+    BagError
+        If they cannot be used.
+    """
+    foreign = open_features(row, folder, dim)
+    placement = place_on_slide(prove_patches(foreign, slide), slide, config.plan, foreign.path)
+    require_grid(foreign, origin_of_placement(slide, placement, config.plan), placement, config)
+    return foreign.shape[0]
+
+
 def _origin_of(slide: Slide, placement: HrPlacement, request: FeatureRequest) -> BagOrigin:
-    return BagOrigin(
-        slide=slide.name,
-        slide_fingerprint=slide.fingerprint,
-        mpp0=slide.mpp.mean,
-        target_mpp=request.mpp,
-        patch_px=request.patch_px,
-        patch_level0=(placement.side, placement.side),
-        origin_level0=placement.origin,
-        level0_size=(slide.width, slide.height),
-        encoder=request.encoder_name,
-        encoder_sha256=request.encoder_sha256,
-    )
+    origin = origin_of_placement(slide, placement, request.plan)
+    return replace(origin, encoder=request.encoder_name, encoder_sha256=request.encoder_sha256)
 
 
 # ---------------------------------------------------------------- the copy
@@ -260,9 +326,9 @@ def write_taken(
             file.attrs["complete"] = True
 
 
-def _describe_source(foreign: ForeignFeatures, config: TrainConfig) -> dict[str, Any]:
+def _describe_source(foreign: ForeignFeatures, sampled: int) -> dict[str, Any]:
     name, stamp = foreign.path.name, _stamp(foreign)
-    return {"layout": foreign.layout, "file": name, "stamp": stamp, "checked": config.hr_check}
+    return {"layout": foreign.layout, "file": name, "stamp": stamp, "checked": sampled}
 
 
 def _stamp(foreign: ForeignFeatures) -> str:
@@ -306,33 +372,11 @@ def source_fingerprint(paths: Sequence[Path]) -> str:
 def _check_sample(
     slide: Slide, foreign: ForeignFeatures, patches: ProvenPatches, intake: HrIntake, taken: TakenFeatures
 ) -> None:
-    """Encode some patches again and compare.
-
-    Raises
-    ------
-    BagError
-        If the mean cosine is below `LEAST_COSINE`.
-    """
-    count, request = intake.config.hr_check, intake.request
-    if count == 0:
-        return
+    """Encode some patches again and compare; raises as `SampleCheck.cosine` does."""
     began = time.perf_counter()
-    rows = np.unique(np.linspace(0, foreign.shape[0] - 1, min(count, foreign.shape[0])).round().astype(int))
-    side = patches.patch_px or request.patch_px
-    pixels = PatchSet(patches.corners[rows], (patches.side, patches.side), side).read(slide, slice(None))
-    encoded = embed(request.encoder, pixels, None, intake.device)
-    taken.encoded += len(rows)
+    count, cosine = intake.sample_check().cosine(slide, foreign, patches)
+    taken.encoded += count
     taken.encoding_seconds += time.perf_counter() - began
-    stored = np.concatenate([np.asarray(foreign.rows(slice(row, row + 1)), dtype=np.float32) for row in rows])
-    norms = np.linalg.norm(encoded, axis=1) * np.linalg.norm(stored, axis=1)
-    cosine = float(np.mean((encoded * stored).sum(axis=1) / np.maximum(norms, 1e-12)))
-    if not cosine >= LEAST_COSINE:
-        raise BagError(
-            foreign.path,
-            f"{len(rows)} patches encoded again by {request.encoder_name} have a cosine of {cosine:.3f} with these "
-            f"features, expected {LEAST_COSINE} or more; they are of another encoder, slide, resolution or order: name "
-            "the encoder by --set encoder.teacher=NAME, or skip this check by --set hr_check=0",
-        )
     taken.cosine = min(taken.cosine, cosine)
 
 

@@ -133,6 +133,22 @@ def grid_of_features(origin: BagOrigin, coords: Int64, plan: PatchPlan) -> Neste
     return place_patches(lattice, coords, origin.patch_level0[0])
 
 
+def origin_of_placement(slide: Slide, placement: HrPlacement, plan: PatchPlan) -> BagOrigin:
+    """Return slide and patches of a placement, without the encoder."""
+    return BagOrigin(
+        slide=slide.name,
+        slide_fingerprint=slide.fingerprint,
+        mpp0=slide.mpp.mean,
+        target_mpp=plan.hr_mpp,
+        patch_px=plan.hr_patch_px,
+        patch_level0=(placement.side, placement.side),
+        origin_level0=placement.origin,
+        level0_size=(slide.width, slide.height),
+        encoder="",
+        encoder_sha256="",
+    )
+
+
 def with_source(origin: BagOrigin, source: str) -> BagOrigin:
     """Return an origin that names the file of another program."""
     return replace(origin, source=source)

@@ -19,6 +19,7 @@ from lrmil_training.stages.embedding_statistics import measure_embeddings, measu
 from lrmil_training.stages.outline_use import describe_outlines
 from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
+from napari_lrmil.core.encoders.absent import AbsentEncoder
 from napari_lrmil.core.errors import SlideError
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import HeadOrigin
@@ -58,7 +59,12 @@ def export_bundle(
     head = context.head
     origin = None if head is None else HeadOrigin(layout=head.layout, file=head.file, sha256=head.sha256)
     # The teacher's encoder may still be on the GPU; bundles are written from the CPU.
-    hr = None if teacher.mil is None else TeacherNetwork(context.encoder.encoder.cpu(), teacher.mil)
+    encoder = context.encoder.encoder.cpu()
+    hr = None if teacher.mil is None else TeacherNetwork(encoder, teacher.mil)
+    if isinstance(encoder, AbsentEncoder):  # nobody could run such a teacher; its terms apply to the student
+        hr = None
+        card["cohort"] |= {"teacher's encoder": _describe_absent(encoder)}
+        card["licence"] = ", ".join(sorted({student.encoder.spec.licence, encoder.spec.licence}))
     bundle = write_bundle(folder, card, networks, hr, limits, origin)
     statistics = measure_embeddings(cohort, student.require_features())
     write_embedding_statistics(folder, statistics, bundle.sha256)
@@ -73,6 +79,11 @@ def _describe_cohort(cohort: Cohort) -> dict[str, str]:
     notice = validation_notice([cohort])
     lines |= {} if cohort.is_labelled else {"labels": "none; the student learned from the teacher alone"}
     return lines | ({"note": notice} if notice else {})
+
+
+def _describe_absent(encoder: AbsentEncoder) -> str:
+    name = encoder.stated or "not named by their files"
+    return f"{name}; its features were given, and it was not at hand, so the bundle has no teacher"
 
 
 def _describe_recipe(folder: Path) -> dict[str, str]:

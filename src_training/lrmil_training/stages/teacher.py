@@ -12,7 +12,14 @@ from lrmil_training.data.bags import StoredBag
 from lrmil_training.data.cohort import CohortSlide, require_classes
 from lrmil_training.data.feature_store import ReducedRows, StoredRows
 from lrmil_training.data.features import make_features
-from lrmil_training.data.hr_features import HrIntake, find_hr_folder, source_fingerprint, take_features, take_request
+from lrmil_training.data.hr_features import (
+    HrIntake,
+    find_hr_folder,
+    require_taken,
+    source_fingerprint,
+    take_features,
+    take_request,
+)
 from lrmil_training.data.hr_placement import grid_of_features
 from lrmil_training.data.patient_bags import group_by_bag, join_stored
 from lrmil_training.data.teacher_targets import EMBEDDING, TeacherTargets, feature_statistics
@@ -46,13 +53,15 @@ def extract_hr_features(context: RunContext) -> Generator[Event, None, HrFeature
     context.encoder.encoder.to(context.device)
     if is_foreign:
         request = take_request(context.config, request)
-        folder, dim = find_hr_folder(context.config), context.encoder.encoder.dim
-        intake = HrIntake(folder, context.config, request, dim, context.device)
+        folder = find_hr_folder(context.config)
+        intake = HrIntake(folder, context.config, request, context.encoder, context.device)
         failures = yield from take_features(context.cohort.slides, intake)
     else:
         failures = yield from make_features(context.cohort.slides, request, context.device)
-    # The list is written before the check below, so that it explains a class that is missing afterwards.
+    # The list is written before the checks below, so that it explains a class that is missing afterwards.
     write_failures(context.folder, "features", failures, {s.name for s in context.cohort.slides})
+    if is_foreign:
+        require_taken(context.cohort.slides, failures, folder)
     cohort = context.cohort.without(set(failures))
     require_classes(cohort, ("train", "val"))
     arrays = {}

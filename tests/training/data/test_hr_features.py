@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,6 @@ from lrmil_training.config import build_config
 from lrmil_training.data.cohort import read_cohort
 from lrmil_training.data.features import FeatureRequest, find_encoder
 from lrmil_training.data.hr_features import (
-    LEAST_COSINE,
     HrIntake,
     find_hr_folder,
     source_fingerprint,
@@ -25,7 +25,8 @@ from lrmil_training.data.hr_features import (
     take_request,
 )
 from lrmil_training.data.hr_placement import grid_of_features, require_plan
-from lrmil_training.dry_run import dry_run
+from lrmil_training.data.hr_sample import LEAST_COSINE
+from lrmil_training.dry_run import DryRun, dry_run
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.train import train
 from napari_lrmil.core.encoders import save_encoder
@@ -75,6 +76,13 @@ class Lab:
         """Return the features as those of patches that lie elsewhere."""
         return [replace(bag, coords=bag.coords + by) for bag in self.bags]
 
+    def dry_run(self, **changes: Any) -> DryRun:
+        """Return what a dry run says."""
+        values = TINY | {"encoder": {"teacher": self.encoder}, "stage1": {"epochs": 0}} | changes
+        (*_, end) = dry_run(self.cohort, self.run.parent / "none", build_config(values), "cpu")
+        assert isinstance(end, Finished) and isinstance(end.result, DryRun)
+        return end.result
+
     def take(self, out: Path, **changes: Any) -> tuple[list[Event], list[Path]]:
         """Take features without fitting anything; return the events and the copies."""
         config = build_config(TINY | {"encoder": {"teacher": self.encoder}} | changes)
@@ -83,7 +91,7 @@ class Lab:
             config, FeatureRequest(loaded.encoder, "e", loaded.sha256, config.plan, high=True, folder=out)
         )
         slides = read_cohort(self.cohort, seed=0).slides
-        intake = HrIntake(find_hr_folder(config), config, request, loaded.encoder.dim, CPU)
+        intake = HrIntake(find_hr_folder(config), config, request, loaded, CPU)
         return list(take_features(slides, intake)), [request.path(slide) for slide in slides]
 
 
@@ -94,6 +102,25 @@ def lab(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Lab:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return Bundle(run / "bundle").student.state_dict()
+
+
+def write_halves(lab: Lab, folder: Path, write: Callable[[Path, Bag], Path]) -> Path:
+    """Write the first half of each slide's features."""
+    for bag in lab.bags:
+        count = len(bag) // 2
+        out = write(folder, replace(bag, coords=bag.coords[:count], features=bag.features[:count]))
+    return out
+
+
+def write_dense(lab: Lab, folder: Path) -> Path:
+    """Write features of patches that overlap by half, in CLAM's layout; their mapping is patch=64."""
+    for bag in lab.bags:
+        shifted = replace(bag, coords=bag.coords + 32)
+        both = np.concatenate([bag.coords, shifted.coords]), np.concatenate([bag.features, bag.features])
+        inside = (both[0] < bag.origin.level0_size).all(axis=1)
+        dense = replace(bag, coords=both[0][inside], features=both[1][inside])
+        out = ff.write_clam(folder, dense)
+    return out
 
 
 def notices(events: list[Event]) -> str:
@@ -122,8 +149,9 @@ def test_every_layout_gives_the_arrays_that_a_run_of_ours_makes(name: str, lab: 
             own.origin, encoder="", pixels_decoded=None, cpu_seconds=None
         )
     text = notices(events)
+    assert text.index("no layers of the encoder") < text.index("HR patches are not encoded"), "before it begins"
     assert "HR patches are not encoded" in text and "saved" in text and "cosine 1.0000" in text
-    assert "no layers of the encoder" in text and "do not nest" not in text
+    assert "do not nest" not in text
 
 
 def test_the_same_student_whoever_encoded_the_patches(lab: Lab, tmp_path: Path) -> None:
@@ -170,12 +198,7 @@ def test_a_grid_with_another_origin_nests_as_it_is(lab: Lab, tmp_path: Path) -> 
 
 def test_patches_that_do_not_nest_go_to_the_lr_patch_that_holds_most(lab: Lab, tmp_path: Path) -> None:
     """Half-overlapping patches: the share that falls apart is said, and the run ends with maps and agreement."""
-    for bag in lab.bags:
-        shifted = replace(bag, coords=bag.coords + 32)
-        both = np.concatenate([bag.coords, shifted.coords]), np.concatenate([bag.features, bag.features])
-        inside = (both[0] < bag.origin.level0_size).all(axis=1)
-        dense = replace(bag, coords=both[0][inside], features=both[1][inside])
-        folder = ff.write_clam(tmp_path / "features", dense)
+    folder = write_dense(lab, tmp_path / "features")
     events = lab.train(tmp_path / "run", hr_features=folder, hr_check=0, hr_mapping=("patch=64",))
     assert "do not nest into LR patches" in notices(events) and "of their area lies in others" in notices(events)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -191,11 +214,16 @@ def test_features_of_another_encoder_or_order_are_refused(lab: Lab, tmp_path: Pa
     events = lab.train(tmp_path / "run", hr_features=folder)
     (failed,) = [event for event in events if isinstance(event, Failed)]
     assert f"expected {LEAST_COSINE} or more" in failed.message
+    assert f"encoded again by {find_encoder(lab.encoder).spec.full_name} have" in failed.message
     assert failed.subject in (tmp_path / "run" / "failures.csv").read_text()
     for bag in lab.bags:
         ff.write_trident(tmp_path / "all", replace(bag, features=-bag.features))
     with pytest.raises(CohortError, match=r"of no slide can be used.*cosine of -1"):
         lab.train(tmp_path / "run2", hr_features=tmp_path / "all")
+    with (tmp_path / "run2" / "failures.csv").open(newline="") as file:
+        listed = {row["slide"]: row["reason"] for row in csv.DictReader(file)}
+    assert set(listed) == {bag.origin.slide for bag in lab.bags}
+    assert all("have a cosine of -1" in reason for reason in listed.values())
 
 
 def test_what_cannot_be_the_teachers_features_is_refused_before_any_work(lab: Lab, tmp_path: Path) -> None:
@@ -210,14 +238,55 @@ def test_what_cannot_be_the_teachers_features_is_refused_before_any_work(lab: La
         lab.train(tmp_path / "run", hr_features=tmp_path / "others")
 
 
-def test_a_dry_run_counts_no_encoding_and_checks_the_folder(lab: Lab, tmp_path: Path) -> None:
-    values = TINY | {"encoder": {"teacher": lab.encoder}, "stage1": {"epochs": 0}}
+def test_a_dry_run_counts_no_encoding_and_checks_every_slide(lab: Lab, tmp_path: Path) -> None:
+    """Half of a slide's patches are counted as they are; what a training would refuse is a problem now."""
     folder = lab.write(tmp_path / "features", ff.write_trident)
-    (*_, end) = dry_run(lab.cohort, tmp_path / "run", build_config(values | {"hr_features": folder}), "cpu")
-    assert isinstance(end, Finished) and any("HR         features of" in line for line in end.result.plan)
-    assert any("HR features are there" in line for line in end.result.passed)
+    whole = lab.dry_run(hr_features=folder)
+    assert any("HR         features of" in line for line in whole.plan)
+    assert any("every slide has HR features" in line for line in whole.passed) and not whole.problems
+    half = write_halves(lab, tmp_path / "half", ff.write_trident)
+    count = sum(len(bag) // 2 for bag in lab.bags)
+    assert any(f"{count:,} HR" in line for line in lab.dry_run(hr_features=half).cost)
+    missing, other = (bag.origin.slide for bag in lab.bags[:2])
+    next(folder.rglob(f"{missing}.h5")).unlink()
+    with h5py.File(next(folder.rglob(f"{other}.h5")), "r+") as file:
+        file["coords"][0] = 10**6
+    first, second = lab.dry_run(hr_features=folder).problems
+    assert f"no features of slide {missing}" in first and "lie outside the slide" in second
     with pytest.raises(ConfigError, match="no such folder"):
-        list(dry_run(lab.cohort, tmp_path / "run", build_config(values | {"hr_features": tmp_path / "no"}), "cpu"))
+        lab.dry_run(hr_features=tmp_path / "no")
+
+
+def test_a_dry_run_refuses_a_grid_that_on_the_fly_cannot_read(lab: Lab, tmp_path: Path) -> None:
+    changes = {"hr_features": write_dense(lab, tmp_path / "features"), "hr_mapping": ("patch=64",)}
+    problems = lab.dry_run(**changes, stage1={"epochs": 1, "targets": "on_the_fly"}).problems
+    assert len(problems) == len(lab.bags) and all("stage1.targets=on_the_fly" in text for text in problems)
+    assert not lab.dry_run(**changes).problems
+
+
+def test_without_the_encoder_the_student_is_the_same_and_the_bundle_has_no_teacher(lab: Lab, tmp_path: Path) -> None:
+    """The features alone are needed; that nothing was encoded again is said, and the terms of the encoder stay."""
+    folder = lab.write(tmp_path / "features", ff.write_trident)
+    named = {"teacher": lab.encoder, "student": lab.encoder}
+    lab.train(tmp_path / "named", hr_features=folder, encoder=named)
+    events = lab.train(tmp_path / "run", hr_features=folder, encoder=named | {"teacher": "none"})
+    assert "not at hand" in notices(events) and "none encoded now" in notices(events)
+    student = weights(tmp_path / "run")
+    for key, values in weights(tmp_path / "named").items():
+        torch.testing.assert_close(student[key], values, rtol=0, atol=1e-6)
+    card = Bundle(tmp_path / "run" / "bundle").card
+    assert card.distilled and card.teacher is None and "unknown" in card.licence
+    assert "teacher's encoder: resnet; its features were given" in (tmp_path / "run/bundle/README.md").read_text()
+    assert "teacher" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+    result = lab.dry_run(hr_features=folder, encoder=named | {"teacher": "none"})
+    assert any("no patches of each slide are encoded again" in line for line in result.plan) and not result.problems
+
+
+def test_a_reduction_needs_no_encoder(lab: Lab, tmp_path: Path) -> None:
+    folder = lab.write(tmp_path / "features", ff.write_trident)
+    encoder = {"teacher": "none", "student": lab.encoder, "pca": 8}
+    lab.train(tmp_path / "run", hr_features=folder, encoder=encoder, stage1={"epochs": 0})
+    assert Bundle(tmp_path / "run" / "bundle").card.teacher is None
 
 
 def test_a_slide_without_features_is_listed(lab: Lab, tmp_path: Path) -> None:
@@ -231,9 +300,7 @@ def test_a_slide_without_features_is_listed(lab: Lab, tmp_path: Path) -> None:
 def test_a_file_with_half_of_the_tissue_is_told(lab: Lab, tmp_path: Path) -> None:
     whole = lab.write(tmp_path / "whole", ff.write_stamp)
     assert "have no features" not in notices(lab.take(tmp_path / "run", hr_features=whole)[0])
-    for bag in lab.bags:
-        count = len(bag) // 2
-        half = ff.write_stamp(tmp_path / "half", replace(bag, coords=bag.coords[:count], features=bag.features[:count]))
+    half = write_halves(lab, tmp_path / "half", ff.write_stamp)
     text = notices(lab.take(tmp_path / "other", hr_features=half)[0])
     for bag in lab.bags:
         assert f"{len(bag) - len(bag) // 2} of {len(bag)} HR patches of tissue have no features" in text
@@ -245,6 +312,16 @@ def test_a_file_with_half_of_the_tissue_is_told(lab: Lab, tmp_path: Path) -> Non
         ({"distil": False}, "the run has none"),
         ({"stain": {"normalise": "reinhard"}}, "stain.normalise"),
         ({"stage1": {"lambda_attn": 0, "epochs": 1}}, "raise stage1.lambda_attn"),
+        ({"encoder": {"teacher": "none"}}, "encoder.student=teacher copies"),
+        (
+            {"encoder": {"teacher": "none", "student": "convnext_atto"}, "hr_features": None},
+            "there are none; name both",
+        ),
+        ({"encoder": {"teacher": "none", "student": "convnext_atto", "teacher_layers": ["a"]}}, "has none"),
+        (
+            {"encoder": {"teacher": "none", "student": "convnext_atto"}, "stage1": {"targets": "on_the_fly"}},
+            "encodes HR patches",
+        ),
         ({"selection": {"layers": ["block_12"], "inner_folds": 2}}, "selection.layers"),
     ],
 )
