@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from napari_lrmil.cli.console import print_notice, print_result
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.text_escapes import printable
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class PatientRequest:
                 distance = answer.cohort_distance.text.replace("slides", "patients")
                 print_notice(f"patient {printable(answer.patient)}", f"{distance}; check stain, scanner and tissue")
         n_answers = sum(bool(answer.slides) for answer in answers)
-        print_result(f"{n_answers} of {len(answers)} patients have an answer -> {folder / PATIENTS_TABLE}")
+        patients = format_count(len(answers), "patient has", "patients have")
+        print_result(f"{n_answers} of {patients} an answer -> {folder / PATIENTS_TABLE}")
 
 
 def patient_request(table: Path | None, slides: Iterable[Path], bundle: Path) -> PatientRequest | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from napari_lrmil.cli.console import print_notice, print_result
+from napari_lrmil.core.formatting import format_count
 
 if TYPE_CHECKING:
     from lrmil_training.data.published.table import PublishedCohort
@@ -82,7 +83,7 @@ def _print_counts(content: PublishedCohort, path: Path) -> None:
         ", ".join(f"{name} {count}" for name, count in sorted(group.items())) for group in groups if group
     )
     patients = count_patients(slide.patient for slide in slides)
-    print_result(f"{len(slides)} slides of {patients} patients ({counts}) -> {path}")
+    print_result(f"{format_count(len(slides), 'slide')} of {format_count(patients, 'patient')} ({counts}) -> {path}")
     lesions = sum(bool(regions) for regions in content.outlines.values())
     if content.outlines:
-        print_result(f"outlines beside {len(content.outlines)} slides, {lesions} of them with lesions")
+        print_result(f"outlines beside {format_count(len(content.outlines), 'slide')}, {lesions} of them with lesions")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from napari_lrmil.cli.console import SOME_FAILED, print_notice, print_result, select_device, show_progress
+from napari_lrmil.core.formatting import format_count
 
 if TYPE_CHECKING:
     from napari_lrmil.core.cohort import Backend, CohortProgress, Outcome, SlideJob, SlideTask
@@ -216,7 +217,7 @@ def _write_summary(folder: Path, progress: CohortProgress, backend: Backend, is_
     peak = max(progress.worker_peak_mb.values(), default=0.0)
     pace = f"{summary.slides_per_hour} slides an hour; " if summary.slides_per_hour else ""
     text = (
-        f"{progress.done} of {progress.total} slides done, {progress.reused} already there, "
+        f"{progress.done} of {format_count(progress.total, 'slide')} done, {progress.reused} already there, "
         f"{len(progress.failures)} failed; {pace}at most {peak:.0f} MB in a worker"
     )
     print_notice("", text)

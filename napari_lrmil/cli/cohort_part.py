@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.formatting import format_count
 
 Item = TypeVar("Item")
 PartOption = Annotated[
@@ -34,5 +35,7 @@ def take_part(slides: Sequence[Item], part: str | None) -> list[Item]:
         raise ConfigError(f"--part {part}: expected K/N with K from 1 to N, such as 3/20")
     k, n = int(match[1]), int(match[2])
     if k > len(slides):
-        raise ConfigError(f"--part {part}: the cohort has {len(slides)} slides, so part {k} has none; use fewer parts")
+        raise ConfigError(
+            f"--part {part}: the cohort has {format_count(len(slides), 'slide')}, so part {k} has none; use fewer parts"
+        )
     return list(slides[k - 1 :: n])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from napari_lrmil.core.formatting import format_count
+
 if TYPE_CHECKING:
     from lrmil_training.config import TrainConfig
     from lrmil_training.data.features import FeatureRequest
@@ -37,7 +39,8 @@ def require_feature_disk(
     if counts is None:
         return
     width: int = request.encoder.dim  # type: ignore[attr-defined]  # every encoder of a request has it
-    basis = f"{len(missing)} slides of {counts.lr:,.0f} patches, {width} numbers each; {_counted(counts.slides)}"
+    slides = format_count(len(missing), "slide")
+    basis = f"{slides} of {counts.lr:,.0f} patches, {width} numbers each; {_counted(counts.slides)}"
     require_disk_space(folder, feature_bytes(counts.lr, width, len(missing)), basis)
 
 
@@ -68,7 +71,7 @@ def require_training_disk(table: Path, folder: Path, config: TrainConfig, device
     present = sum(file.stat().st_size for file in target.rglob("*.h5"))
     needed = estimate_run(workload, config, device, SettingsStore()).size - present
     patches = f"{counts.hr:,.0f} HR and {counts.lr:,.0f} LR patches, {EMBEDDING_WIDTH:,} numbers each"
-    basis = f"{slides} slides of {patches}; {_counted(counts.slides)}"
+    basis = f"{format_count(slides, 'slide')} of {patches}; {_counted(counts.slides)}"
     require_disk_space(target, needed, basis)
 
 

@@ -22,6 +22,7 @@ from napari_lrmil.cli.console import (
     with_finished_event,
 )
 from napari_lrmil.core.atomic_files import require_writable
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _write_ladders(folder: Path, names: set[str]) -> None:
     if len(of_call) > MOST_TABLES:
         print_result(align(summarize_ladders(of_call)))
         changed = sum(file.changes for file in of_call)
-        print_result(f"the answer changes with the resolution on {changed} of {len(of_call)} slides")
+        print_result(f"the answer changes with the resolution on {changed} of {format_count(len(of_call), 'slide')}")
     else:
         for file in of_call:
             print_result(f"{file.slide}\n{align(ladder_lines(file))}")
@@ -217,7 +218,7 @@ def _write_cascades(folder: Path, names: set[str]) -> None:
         up = sum(file.went_up for file in of_call)
         cpu = sum(file.cpu_seconds for file in of_call) / len(of_call)
         open_left = sum(not file.is_settled for file in of_call)
-        text = f"{up} of {len(of_call)} slides went up; {cpu:.2f} CPU-seconds a slide"
+        text = f"{up} of {format_count(len(of_call), 'slide')} went up; {cpu:.2f} CPU-seconds a slide"
         print_result(f"{text}; {open_left} left open" if open_left else text)
     write_table(folder, names)
 
@@ -267,9 +268,8 @@ def _print_cascade(metrics: Mapping[str, Any]) -> None:
         lines.append([name, describe_auroc(entry["auroc"]), *cost, "no sets" if share is None else f"{share:.0%}"])
     print_result(align(lines))
     answered = ", ".join(f"{label} {share:.0%}" for label, share in cascade["share_answered"].items())
+    slides = format_count(metrics["n_slides"], "slide")
     left = f"; {cascade['share_left_open']:.0%} left open" if cascade["share_left_open"] else ""
-    print_result(
-        f"{cascade['share_went_up']:.0%} of {metrics['n_slides']} slides went up; answered at {answered}{left}"
-    )
+    print_result(f"{cascade['share_went_up']:.0%} of {slides} went up; answered at {answered}{left}")
     if metrics["n_slides"] < FEW_SLIDES:
-        print_result(f"only {metrics['n_slides']} slides: figures are uncertain")
+        print_result(f"only {format_count(metrics['n_slides'], 'slide')}: figures are uncertain")

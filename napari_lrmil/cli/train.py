@@ -45,6 +45,7 @@ from napari_lrmil.cli.ladder import (
 )
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.extras import require_extra
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 
 if TYPE_CHECKING:
@@ -115,7 +116,11 @@ def phantom(
         **counts,
     )
     table = show_progress(events, "phantom slides")
-    written = f"{counts['slides']} slides" if patients is None else f"slides of {patients} patients"
+    written = (
+        format_count(counts["slides"], "slide")
+        if patients is None
+        else f"slides of {format_count(patients, 'patient')}"
+    )
     print_result(f"{written} -> {table}")
 
 
@@ -204,7 +209,7 @@ def features(
         "features", jobs, task, execution, folder, results=files, notices=left_out, is_part=part is not None
     )
     count = progress.done + progress.reused
-    print_result(f"{count} of {progress.total} slides -> {folder}")
+    print_result(f"{count} of {format_count(progress.total, 'slide')} -> {folder}")
     exit_if_failed(progress)
 
 
@@ -228,8 +233,8 @@ def _convert(cohort: Path, task: ConvertTask, folder: Path, execution: Execution
     source = find_feature_folder(task.source, parse_mapping(task.mapping))  # a wrong folder fails once
     jobs, left_out = _slide_jobs(cohort, execution, part)
     progress = run_with_progress("features", jobs, task, execution, folder, notices=left_out, is_part=part is not None)
-    count = progress.done + progress.reused
-    print_result(f"{count} of {progress.total} slides, from {source.layout} to {task.layout} -> {folder}")
+    count, slides = progress.done + progress.reused, format_count(progress.total, "slide")
+    print_result(f"{count} of {slides}, from {source.layout} to {task.layout} -> {folder}")
     exit_if_failed(progress)
 
 
@@ -423,14 +428,17 @@ def _print_metrics(run_folder: Path) -> None:
             if split not in splits:
                 continue
             a = splits[split]["auroc"]
-            print_result(f"{split:5} {method:21} {_describe_result(splits[split])}, {a['n_slides']} slides")
+            print_result(
+                f"{split:5} {method:21} {_describe_result(splits[split])}, {format_count(a['n_slides'], 'slide')}"
+            )
             if PATIENTS in splits[split]:
                 by_patient = splits[split][PATIENTS]["auroc"]
-                counts = f"{by_patient['n_patients']} patients of {by_patient['n_slides']} slides"
+                patients = format_count(by_patient["n_patients"], "patient")
+                counts = f"{patients} of {format_count(by_patient['n_slides'], 'slide')}"
                 print_result(f"{'':27} by patient {describe_auroc(by_patient)}, {counts}")
             # Once per split: every method was measured on the same slides.
             if a["n_slides"] < FEW_SLIDES and method == "student":
-                print_result(f"      only {a['n_slides']} {split} slides: figures are uncertain")
+                print_result(f"      only {format_count(a['n_slides'], f'{split} slide')}: figures are uncertain")
             if method == "student":
                 _print_limits(splits[split])
     for column, entries in groups.items():

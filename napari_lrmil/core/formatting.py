@@ -32,6 +32,21 @@ def shorten(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, as in ``1 slide`` and ``2 slides``.
+
+    Parameters
+    ----------
+    number
+        The number.
+    noun
+        The noun in the singular.
+    plural
+        Its plural, such as ``patches``; empty adds an s.
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration: ``40 s`` below 90 s, ``7 min`` below two hours, then ``2 h 10 min`` and ``2 d 7 h``."""
     if seconds < 90:

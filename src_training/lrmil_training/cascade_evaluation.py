@@ -30,6 +30,7 @@ from napari_lrmil.core.atomic_files import atomic_write, write_json
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Notice, Progress
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.ladder.cascade import CascadeResult, replay_cascade
 from napari_lrmil.core.ladder.climb import Climber, ClimbOptions, MissingRung, RungFigures
 from napari_lrmil.core.ladder.rungs import Ladder
@@ -297,7 +298,7 @@ def draw_cascade(path: Path, metrics: Mapping[str, Any]) -> None:
     axis.set_xlabel("CPU-seconds per slide, mean (lower is better)")
     axis.set_ylabel("AUROC (higher is better)")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8, title=f"{metrics['n_slides']} slides", title_fontsize=8)
+    axis.legend(fontsize=8, title=format_count(metrics["n_slides"], "slide"), title_fontsize=8)
     figure.suptitle("Resolutions and their cascade · research use only", fontsize=11)
     with atomic_write(path) as partial_file:
         figure.savefig(partial_file, format="png")

@@ -29,6 +29,7 @@ from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.atomic_files import write_json, write_text
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.models.card import CARD
 from napari_lrmil.core.models.cohort_distance import EMBEDDINGS
 from napari_lrmil.core.results.cohort_tables import merge_failures
@@ -123,9 +124,10 @@ def run_series(context: RunContext) -> Generator[Event, None, None]:
 def _notice_of_held_out_slides(context: RunContext) -> Iterator[Notice]:
     held_out = len(hold_out_test(context.cohort)) if context.config.folds else 0
     if held_out:
+        are, stay, them = ("is", "stays", "it") if held_out == 1 else ("are", "stay", "them")
         yield Notice(
-            f"{held_out} slides are on the table's fixed test side and stay out of the folds; measure them afterwards "
-            "with `napari-lrmil evaluate`, or leave the column split empty to deal them too"
+            f"{format_count(held_out, 'slide')} {are} on the table's fixed test side and {stay} out of the folds; "
+            f"measure {them} afterwards with `napari-lrmil evaluate`, or leave the column split empty to deal them too"
         )
 
 

@@ -33,7 +33,7 @@ from napari_lrmil.core.encoders import LoadedEncoder, encoder_notice
 from napari_lrmil.core.encoders.spec import ABSENT
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
-from napari_lrmil.core.formatting import format_size
+from napari_lrmil.core.formatting import format_count, format_size
 from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.user_settings import SettingsStore
@@ -183,7 +183,9 @@ def _report(
                 "every slide has HR features of its own places; their values are checked when training reads them"
             )
     n_outlines = sum(fact.has_outlines for fact in facts)
-    outlines = f"outlines   beside {n_outlines} of {len(facts)} slides{_outline_use(config, n_outlines)}"
+    outlines = (
+        f"outlines   beside {n_outlines} of {format_count(len(facts), 'slide')}{_outline_use(config, n_outlines)}"
+    )
     cost, needed = _cost(cohort, config, device, facts)
     free = shutil.disk_usage(_existing_folder(out)).free
     if needed > free:
@@ -217,14 +219,14 @@ def _cost(
 
 
 def _plan_lines(cohort: Cohort, config: TrainConfig) -> Iterator[str]:
-    patients = count_patients(slide.patient for slide in cohort.slides)
-    yield f"cohort     {len(cohort.slides)} slides of {patients} patients; classes {', '.join(cohort.classes)}"
+    patients = format_count(count_patients(slide.patient for slide in cohort.slides), "patient")
+    yield f"cohort     {format_count(len(cohort.slides), 'slide')} of {patients}; classes {', '.join(cohort.classes)}"
     for split in (*SPLITS, *([CALIBRATION] if cohort.of(CALIBRATION) else [])):
         slides = cohort.of(split)
         labels = Counter(slide.label for slide in slides)
-        members = count_patients(slide.patient for slide in slides)
+        patients = format_count(count_patients(slide.patient for slide in slides), "patient")
         counts = ", ".join(f"{label} {labels[label]}" for label in cohort.classes if cohort.is_labelled)
-        yield f"{split:10} {len(slides)} slides of {members} patients ({counts or 'no labels'})"
+        yield f"{split:10} {format_count(len(slides), 'slide')} of {patients} ({counts or 'no labels'})"
     runs = config.seeds * max(1, config.folds)
     if runs > 1:
         folds = (

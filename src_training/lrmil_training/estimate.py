@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from lrmil_training.config import TrainConfig
 from lrmil_training.recipes import list_recipes
-from napari_lrmil.core.formatting import format_duration, format_size
+from napari_lrmil.core.formatting import format_count, format_duration, format_size
 from napari_lrmil.core.user_settings import SettingsStore, ThroughputKey
 
 READ_S_PER_PIXEL = 0.6e-6  # CPU time to read and embed a pixel with the demo's encoder (MobileNetV2, width 0.35)
@@ -100,7 +100,7 @@ def estimate_run(
         seconds = STARTUP_S + encoded * hr / 1000 + _fit_seconds(workload, config, lr / 1000)
     high = f"{workload.hr:,.0f} HR and " if config.distil else ""
     patches = f"{high}{workload.lr:,.0f} LR patches"
-    counted = f"{patches}, counted on {workload.checked} of {workload.slides} slides"
+    counted = f"{patches}, counted on {workload.checked} of {format_count(workload.slides, 'slide')}"
     pace = (
         "speed of earlier runs on this machine"
         if is_measured

@@ -97,7 +97,7 @@ def test_a_cascade_climbs_as_far_as_its_sets_say(call: Call, slides: Path, tmp_p
     code, printed, error = call(*words)
     assert code == 0, error
     assert "answered at 20x teacher; set at 90 %: normal or lesion" in printed
-    assert "1 of 1 slides went up" in printed and "answered by the teacher" in error
+    assert "1 of 1 slide went up" in printed and "answered by the teacher" in error
     file = CascadeFile.read(out / "s0")
     assert [rung.state for rung in file.rungs] == ["went up", "went up", "answered"]
     assert any("answered by the teacher" in text for text in PredictionFile.read(out / "s0").warnings)
@@ -107,7 +107,7 @@ def test_a_cascade_climbs_as_far_as_its_sets_say(call: Call, slides: Path, tmp_p
     assert PredictionFile.read(out / "s0").bundle == "at-1"
     write_sets(coarse, CLOSED)
     code, printed, error = call(*words)
-    assert "answered at 5x" in printed and "0 of 1 slides went up" in printed, error
+    assert "answered at 5x" in printed and "0 of 1 slide went up" in printed, error
     (row,) = rows(out / "cascade.csv")
     assert (row["answered_by"], row["went_up"], row["is_settled"]) == ("5x", "False", "True")
     assert "(already there)" in call(*words)[1]

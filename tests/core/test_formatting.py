@@ -6,6 +6,7 @@ import pytest
 
 from napari_lrmil.core.formatting import (
     format_agreement,
+    format_count,
     format_duration,
     format_probabilities,
     format_probability,
@@ -76,3 +77,17 @@ def test_agreement_is_one_line_that_says_how_many_patches_were_compared(
 
 def test_without_a_teacher_the_line_says_so() -> None:
     assert format_agreement(None, 12) == "no teacher beside it"
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("slide",), "0 slides"),
+        (1, ("slide",), "1 slide"),
+        (1, ("patch", "patches"), "1 patch"),
+        (12, ("patch", "patches"), "12 patches"),
+        (1, ("slide has", "slides have"), "1 slide has"),
+    ],
+)
+def test_a_count_has_its_noun_in_the_right_number(number: int, words: tuple[str, ...], text: str) -> None:
+    assert format_count(number, *words) == text

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil.core.atomic_files import atomic_write, write_json
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.text_escapes import escape_mathtext
 
 
@@ -91,7 +92,7 @@ def write_pareto(folder: Path, points: Sequence[CostPoint]) -> None:
     axis.set_xlabel("CPU-seconds per slide, predict defaults (lower is better)")
     axis.set_ylabel("AUROC (higher is better)")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8, title=f"{points[0].slides} slides", title_fontsize=8)
+    axis.legend(fontsize=8, title=format_count(points[0].slides, "slide"), title_fontsize=8)
     figure.suptitle("Cost and AUROC of a prediction · research use only", fontsize=11)
     with atomic_write(folder / "pareto.png") as partial:
         figure.savefig(partial, format="png")

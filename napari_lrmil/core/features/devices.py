@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.site_settings import DEVICE_VARIABLE, default_device
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def device_type(device: str | torch.device) -> str:
 
 def available_devices() -> dict[str, str]:
     """Return device name -> label for people, such as ``cuda`` -> ``GPU 0 · NVIDIA A100``."""
-    cores = f"CPU, {os.cpu_count() or 1} cores"
+    cores = f"CPU, {format_count(os.cpu_count() or 1, 'core')}"
     labels = {"cpu": cores}
     if "cuda" in (names := device_names()):
         import torch

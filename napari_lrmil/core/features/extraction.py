@@ -17,6 +17,7 @@ from napari_lrmil.core.events import Event, Notice, Progress
 from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.features.devices import device_type
 from napari_lrmil.core.features.prefetch import BatchSize, PatchPrefetcher
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.geometry import Int64
 from napari_lrmil.core.patching.stain import StainTransform
 from napari_lrmil.core.slides.slide import Slide
@@ -191,7 +192,9 @@ def _encode(
             start += len(arrays[0])
             continue
         _free_device_memory(device)
-        yield Notice(f"the memory of {device} ran out: {size.size} patches at once from now on")
+        yield Notice(
+            f"the memory of {device} ran out: {format_count(size.size, 'patch', 'patches')} at once from now on"
+        )
 
 
 def embed(

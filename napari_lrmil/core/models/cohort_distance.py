@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.atomic_files import atomic_write
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.models.bundle_part import damaged_part, read_part
 
 EMBEDDINGS = "embeddings.safetensors"
@@ -63,7 +64,11 @@ class CohortDistance:
 
     @property
     def _kind(self) -> str:
-        return f"{self.slides} slides of their kind" if self.slides < FEW_SLIDES else "slides of their kind"
+        return (
+            f"{format_count(self.slides, 'slide')} of their kind"
+            if self.slides < FEW_SLIDES
+            else "slides of their kind"
+        )
 
     @property
     def warning(self) -> str | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.core.errors import MissingTilesError
 from napari_lrmil.core.events import Notice
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.geometry import BoxLevel0, Level
 from napari_lrmil.core.patching.mask_filters import Mask, surrounded_by_tissue
 
@@ -89,7 +90,7 @@ NOTHING_MISSING = MissingTiles()
 
 
 def _tiles(n: int) -> str:
-    return "1 tile" if n == 1 else f"{n} tiles"
+    return format_count(n, "tile")
 
 
 def _percent(share: float) -> str:

@@ -10,7 +10,7 @@ from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QComboBox, QProgressBar, QTableWidget, QTableWidgetItem, QWidget
 
-from napari_lrmil.core.formatting import format_probability
+from napari_lrmil.core.formatting import format_count, format_probability
 from napari_lrmil.core.text_escapes import escape_qt
 from napari_lrmil.plugin.compare.comparison_model import (
     DisagreementMeasure,
@@ -113,7 +113,9 @@ class CohortSection(Section):
     def _show_status(self) -> None:
         n_problems = sum(bool(result.problem) for result in self.results)
         problems = f" {n_problems} cannot be compared; their tooltips say why." if n_problems else ""
-        text = f"{len(self.results)} slides.{problems} {OPEN_HINT}" if self.results else f"{FOLDER_TIP}."
+        text = (
+            f"{format_count(len(self.results), 'slide')}.{problems} {OPEN_HINT}" if self.results else f"{FOLDER_TIP}."
+        )
         self.status.setText(text)
 
     def show_picture(self, folder: Path, pixels: Pixels) -> None:

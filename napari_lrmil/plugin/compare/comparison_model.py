@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
-from napari_lrmil.core.formatting import format_agreement, format_probability
+from napari_lrmil.core.formatting import format_agreement, format_count, format_probability
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.plugin.session.preconditions import TISSUE_UNKNOWN
 
@@ -301,7 +301,8 @@ class LesionScores:
         if self.metrics.n_lesion_patches == 0:
             counted = f"Lesions: {self.source}; none of the compared patches is a quarter lesion or more."
         else:
-            counted = f"Lesions: {self.source}, {self.metrics.n_lesion_patches} patches of a quarter lesion or more."
+            patches = format_count(self.metrics.n_lesion_patches, "patch", "patches")
+            counted = f"Lesions: {self.source}, {patches} of a quarter lesion or more."
         return " ".join((counted, *(f"{warning}." for warning in self.warnings)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.patching.roi import WORDS, RegionOfInterest
 
 
@@ -17,9 +18,9 @@ def scope_words(scope: RegionOfInterest) -> str:
 
 def count_regions(n: int) -> str:
     """Return a number of regions in words."""
-    return "1 region" if n == 1 else f"{n} regions"
+    return format_count(n, "region")
 
 
 def count_patches(n: int) -> str:
     """Return a number of patches in words."""
-    return "1 patch" if n == 1 else f"{n} patches"
+    return format_count(n, "patch", "patches")

@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QAbstractItemView, QComboBox, QHeaderView, QStyledIte
 
 from lrmil_training.data.cohort import SPLITS
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.text_escapes import escape_qt
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label
 from napari_lrmil.plugin.qt.steps import Step
@@ -226,10 +227,9 @@ class CohortEditor(Step):
         table = self._table
         if not table.rows:
             return ""
-        checked = len(table.rows) - len(table.unchecked)
-        summary = (
-            f"{checked} of {len(table.rows)} slides checked" if table.unchecked else f"All {checked} slides checked"
-        )
+        checked, number = len(table.rows) - len(table.unchecked), format_count(len(table.rows), "slide")
+        all_checked = f"All {number} checked" if checked > 1 else f"{number} checked"
+        summary = f"{checked} of {number} checked" if table.unchecked else all_checked
         if table.broken:
             checks = ((row, table.check_of(row)) for row in table.rows)
             name, fault = next((row.path.name, check.fault) for row, check in checks if check and check.fault)

@@ -30,6 +30,7 @@ from lrmil_training.data.validation_patients import few_validation_patients
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
 from napari_lrmil.core.slides.slide import Slide
@@ -330,7 +331,8 @@ class CohortTable:
                 name = lacking[0].path.name
                 if len(lacking) == 1:
                     return f"{name} has no {column}; fill it in or remove the slide."
-                return f"{len(lacking)} slides have no {column}, first {name}; fill it in or remove them."
+                slides = format_count(len(lacking), "slide has", "slides have")
+                return f"{slides} no {column}, first {name}; fill it in or remove them."
         return ""
 
     def _leak(self) -> str:

@@ -12,6 +12,7 @@ from lrmil_training.evaluation.summary import is_method_entry
 from lrmil_training.report.run_record import FEW_TEST_SLIDES, SPLIT_ORDER, method_label, method_rank
 from lrmil_training.runs.event_log import BUNDLE, METRICS, REPORT_FILE
 from napari_lrmil.core.errors import LrmilError
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.models.card import CARD
 
 
@@ -140,9 +141,10 @@ def _make_notes(results: Mapping[str, Mapping[str, Any]], is_series: bool) -> tu
         runs = max(values["auroc"]["n_runs"] for values in results.values())
         return (f"Mean ± standard deviation over {runs} runs.",)
     first = next(iter(results.values()))["auroc"]
-    notes = [f"{first['n_slides']} slides of {first['n_patients']} patients; intervals over {first['interval']}."]
+    slides, patients = format_count(first["n_slides"], "slide"), format_count(first["n_patients"], "patient")
+    notes = [f"{slides} of {patients}; intervals over {first['interval']}."]
     if first["n_slides"] < FEW_TEST_SLIDES:
-        notes.append(f"Only {first['n_slides']} slides: these metrics are uncertain and will change with more slides.")
+        notes.append(f"Only {slides}: these metrics are uncertain and will change with more slides.")
     student = results.get("student")
     if student is not None and not student["calibrated"]:
         notes.append("The student's probabilities are not calibrated: there were too few validation slides.")

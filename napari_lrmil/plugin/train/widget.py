@@ -18,6 +18,7 @@ from lrmil_training.config import TrainConfig, load_config
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.features.devices import available_devices
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 from napari_lrmil.plugin.qt.docks import DockWidget, open_dock, tabify_with
@@ -381,7 +382,7 @@ class TrainWidget(DockWidget):
         self.running.refresh(self.start_blocked_by)
         estimate = estimate_training(self.table, config, self._device, self._settings) if config else None
         self.form.show_estimate(estimate.text if estimate else NO_ESTIMATE)
-        count = f"{len(self.table.rows)} slides" if self.table.rows else "no slides"
+        count = format_count(len(self.table.rows), "slide") if self.table.rows else "no slides"
         run = f"{self.run.folder.name}: {self.run.phase.value}" if self.run.folder else "no run"
         self.about.setText(f"{count} · {run} · {self._devices[self._device]}")
 

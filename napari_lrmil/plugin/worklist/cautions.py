@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.models.bundle import SHIPPED
 from napari_lrmil.core.models.card import read_card
 from napari_lrmil.plugin.analyse.result_text import tissue_caution
@@ -44,8 +45,7 @@ class RowCautions:
     def skipped_text(self) -> str:
         """Sentence on how many slides *Run all* left out; empty if none."""
         count = len(self._skipped)
-        slides = "1 slide was" if count == 1 else f"{count} slides were"
-        return SKIPPED.format(slides=slides) if count else ""
+        return SKIPPED.format(slides=format_count(count, "slide was", "slides were")) if count else ""
 
     def add_to(self, entry: WorklistEntry, bundle: Bundle | None) -> WorklistEntry:
         """Return an entry with the notes that apply to it.

@@ -13,6 +13,7 @@ from napari_lrmil.core.cohort.run import CohortProgress, run_cohort
 from napari_lrmil.core.cohort.task import SerialBackend, SlideJob, one_line
 from napari_lrmil.core.errors import ResolutionError, SlideError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.results.cohort_tables import write_failure_rows, write_predictions_table
 from napari_lrmil.core.slides.phantom_mark import has_phantom_mark
 from napari_lrmil.core.slides.slide import Slide
@@ -358,4 +359,4 @@ def kept_answers_text(entries: Sequence[WorklistEntry], bundle: Bundle | None) -
     """Return a sentence on the answers of other models; empty if there are none."""
     answers = [entry.answer for entry in entries if entry.answer is not None]
     count = sum(bundle is not None and answer.bundle_sha256 != bundle.sha256 for answer in answers)
-    return KEPT_ANSWERS.format(slides="1 slide has" if count == 1 else f"{count} slides have") if count else ""
+    return KEPT_ANSWERS.format(slides=format_count(count, "slide has", "slides have")) if count else ""

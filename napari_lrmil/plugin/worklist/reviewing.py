@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from napari.utils.notifications import show_error, show_info
 
 from napari_lrmil.core.errors import ReviewError
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.worklist.build import note_other_models
 from napari_lrmil.core.worklist.entry import WorklistEntry
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, time_now
@@ -212,7 +213,8 @@ class Reviewing:
     def _choose_class(self, name: str) -> None:
         changed = self.annotations.choose_class(name)
         if changed:
-            show_info(f"{changed} selected annotation{' is' if changed == 1 else 's are'} now {name.strip()}.")
+            annotations = format_count(changed, "selected annotation is", "selected annotations are")
+            show_info(f"{annotations} now {name.strip()}.")
 
     def leave(self) -> None:
         """Store what is not stored yet of the current slide."""
@@ -220,4 +222,4 @@ class Reviewing:
         self.annotations.close()
 
     def _show_count(self, count: int) -> None:
-        self._panel.annotations.setText(f"{count} annotation{'' if count == 1 else 's'}" if count else "")
+        self._panel.annotations.setText(format_count(count, "annotation") if count else "")

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QProgressBar
 
 from napari_lrmil.core.cohort.task import Outcome
 from napari_lrmil.core.events import Event, Failed, Partial, Progress
-from napari_lrmil.core.formatting import format_duration
+from napari_lrmil.core.formatting import format_count, format_duration
 from napari_lrmil.plugin.qt.section import enable_unless, make_button
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.worklist.jobs import SkippedSlide
@@ -103,7 +103,7 @@ class RunAll(QObject):  # type: ignore[misc]  # qtpy has no types
                 remaining = f", {format_duration(left)} left" if left else ""
                 self.progress.setRange(0, total)  # without those that were skipped
                 self.progress.setValue(done)
-                self.progress.setFormat(f"{done} of {total} slides{remaining}")
+                self.progress.setFormat(f"{done} of {format_count(total, 'slide')}{remaining}")
             case Partial(Outcome() as outcome):
                 self.predicted.emit(outcome.job.path)
             case Partial(SkippedSlide(path)):

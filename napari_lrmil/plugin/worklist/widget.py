@@ -15,6 +15,7 @@ from qtpy.QtGui import QDropEvent, QKeySequence, QShowEvent
 from qtpy.QtWidgets import QFileDialog, QShortcut
 
 from napari_lrmil.core.events import Event, Failed, Finished, Partial
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.text_escapes import printable
 from napari_lrmil.core.worklist.build import read_entry
 from napari_lrmil.core.worklist.entry import Status, WorklistEntry
@@ -489,7 +490,7 @@ class WorklistWidget(WorklistLayout):
     def _on_run_all_end(self) -> None:
         failed = self.order.count([Status.FAILED])
         if failed:
-            show_info(f"{failed} slides of the list have failed; their rows say why.")
+            show_info(_failed_text(failed))
         if self.cautions.skipped_text:
             show_info(self.cautions.skipped_text)
         self._refresh()
@@ -504,6 +505,11 @@ class WorklistWidget(WorklistLayout):
         entries, bundle = self.order.entries, self.session.bundle
         tip = f"{RUN_ALL_TIP}. {kept_answers_text(entries, bundle)}".strip()
         self.filling.refresh(why_run_all_blocked(entries, bundle), tip)
+
+
+def _failed_text(count: int) -> str:
+    slides = format_count(count, "slide of the list has", "slides of the list have")
+    return f"{slides} failed; {'its row says' if count == 1 else 'their rows say'} why."
 
 
 def open_worklist(viewer: napari.viewer.Viewer, paths: Sequence[Path]) -> WorklistWidget:

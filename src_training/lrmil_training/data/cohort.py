@@ -32,6 +32,7 @@ from lrmil_training.data.cohort_file import (
 )
 from lrmil_training.data.patient_groups import count_patients, patient_clusters, patient_parts
 from napari_lrmil.core.errors import CohortError
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.inference.teacher_comparison import lesion_file
 from napari_lrmil.core.models.card import class_name_problem
 from napari_lrmil.core.patching.stain import StainTransform
@@ -238,7 +239,8 @@ def _one_row_per_slide(
             row_of_series[series] = row.line, slide
         slides.append(slide)
     if n_further:
-        notices.append(f"{n_further} rows left out that name further files of a DICOM series in the table")
+        extra = format_count(n_further, "row left out that names", "rows left out that name")
+        notices.append(f"{extra} further files of a DICOM series in the table")
     return slides
 
 
@@ -312,9 +314,8 @@ def require_disjoint_patients(path: Path, slides: Sequence[CohortSlide]) -> None
     """Raise `CohortError` if a patient is in two splits; a pseudo-patient such as ``2+5`` counts as both."""
     unsplit = [s.name for s in slides if not s.split]
     if unsplit:
-        raise CohortError(
-            path, f"{len(unsplit)} slides have no split while others do, first {unsplit[0]}; fill in all splits or none"
-        )
+        count = format_count(len(unsplit), "slide has", "slides have")
+        raise CohortError(path, f"{count} no split while others do, first {unsplit[0]}; fill in all splits or none")
     splits: dict[str, set[str]] = {}
     for s in slides:
         for part in patient_parts(s.patient):

@@ -21,6 +21,7 @@ from napari_lrmil.core.features.layouts.plain import parse_mapping
 from napari_lrmil.core.features.layouts.proof import ProvenPatches, prove_patches
 from napari_lrmil.core.features.layouts.steps import typical_step
 from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_in_layout
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.slides.slide import Slide
 
 
@@ -68,7 +69,9 @@ class ConvertTask:
         if any(path.resolve() == part.resolve() for part in foreign.parts):
             raise BagError(path, "the file would be written over itself; choose another --out")
         write_in_layout(path, self.layout, rows)
-        return TaskResult(f"features of {foreign.shape[0]} patches from {foreign.layout}", path)
+        return TaskResult(
+            f"features of {format_count(foreign.shape[0], 'patch', 'patches')} from {foreign.layout}", path
+        )
 
 
 def origin_of_foreign(foreign: ForeignFeatures, patches: ProvenPatches, slide: Slide) -> BagOrigin:

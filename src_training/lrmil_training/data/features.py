@@ -31,6 +31,7 @@ from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import PatchSet, extract_features
 from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_in_layout, write_patch_file
 from napari_lrmil.core.features.torch_encoding import Embedder
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid, require_resolution
@@ -397,7 +398,9 @@ class FeatureTask:
             bag = yield from _with_missing_tissue(bag, missing)
             yield Progress("writing", 0, 1, "files")
             write_bag(path, bag)
-            return TaskResult(f"features of {len(bag.coords)} patches", self._write_others(path))
+            return TaskResult(
+                f"features of {format_count(len(bag.coords), 'patch', 'patches')}", self._write_others(path)
+            )
 
     def _write_others(self, path: Path) -> Path:
         """Write what other programs read: the file of coordinates, and another layout; return the features' file."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.patient_groups import patient_clusters
 from napari_lrmil.core.errors import CohortError
+from napari_lrmil.core.formatting import format_count
 
 MIN_FOLDS = 3  # one each for test, validation and training
 MAX_ATTEMPTS = 20  # random orders to try: the library may leave a fold without a rare class
@@ -96,7 +97,8 @@ def _groups(cohort: Cohort, by_site: bool) -> list[str]:
     if without_site:
         raise CohortError(
             cohort.path,
-            f"{len(without_site)} slides have no site, first {without_site[0]}; fill in that column, "
+            f"{format_count(len(without_site), 'slide has', 'slides have')} no site, "
+            f"first {without_site[0]}; fill in that column, "
             "or do not deal by site",
         )
     return patient_clusters(patients, [s.site for s in cohort.slides])

@@ -12,7 +12,7 @@ from lrmil_training.report.sections import build_sections, slides_with_pictures
 from lrmil_training.report.slide_pictures import write_thumbnails
 from lrmil_training.runs.event_log import REPORT_FILE
 from napari_lrmil.core.atomic_files import write_text
-from napari_lrmil.core.formatting import format_signed
+from napari_lrmil.core.formatting import format_count, format_signed
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 # A value of YAML to the end of its line, perhaps after a prefix such as "file:", that is an absolute path.
@@ -70,6 +70,7 @@ def _render(sections: Mapping[str, Any], full_paths: bool) -> str:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = format_metric
+    environment.filters["counted"] = format_count
     environment.filters["signed"] = format_signed
     environment.filters["share"] = _format_share
     environment.filters["name"] = method_label

@@ -38,7 +38,7 @@ from lrmil_training.report.run_record import (
 )
 from lrmil_training.report.slide_pictures import draw_slide_pictures
 from lrmil_training.runs.event_log import REPORT_FILE, RUNS_FOLDER
-from napari_lrmil.core.formatting import format_signed
+from napari_lrmil.core.formatting import format_count, format_signed
 from napari_lrmil.core.results.cohort_tables import FAILURE_COLUMNS, read_failures
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.version import __version__
@@ -109,7 +109,7 @@ def _describe_protocol(record: RunRecord) -> str:
     if protocol is None and record.folder.absolute().parent.name == RUNS_FOLDER:  # its split may be that of a fold
         return f"one run of a series, {record.folder.name}"
     if protocol is None:
-        return "fixed split" if not record.runs else f"{len(record.runs)} runs"
+        return "fixed split" if not record.runs else format_count(len(record.runs), "run")
     seeds = f", {protocol['seeds']} seeds" if (protocol.get("seeds") or 1) > 1 else ""
     return (f"{protocol['folds']}-fold cross-validation" if protocol.get("folds") else str(protocol["kind"])) + seeds
 
@@ -127,7 +127,7 @@ def _describe_imbalance(rows: Sequence[Section]) -> str | None:
         return None
     ranked = sorted(totals.items(), key=lambda item: -item[1])
     (largest, most_slides), (smallest, least_slides) = ranked[0], ranked[-1]
-    counts = f"{most_slides} slides of {largest}, {least_slides} of {smallest}"
+    counts = f"{format_count(most_slides, 'slide')} of {largest}, {least_slides} of {smallest}"
     if least_slides * IMBALANCE_RATIO <= most_slides:
         return f"The classes are imbalanced: {counts}. Read balanced accuracy and the metrics per class, not F1 alone."
     return f"The classes are of similar size: {counts}."
@@ -279,7 +279,7 @@ def _series_section(record: RunRecord, split: str) -> Section:
     return {
         "split": split,
         "comparison": _comparison_rows(record, series_rows, {m: {split: values} for m, values in metrics.items()}),
-        "title": f"{name}, over {len(record.runs)} runs",
+        "title": f"{name}, over {format_count(len(record.runs), 'run')}",
         "metrics": metrics,
         "differences": differences,
         "dots": render_svg_uri(plot_runs(record, split), 6.6, 0.8 + 0.42 * len(metrics)),

@@ -21,6 +21,7 @@ from lrmil_training.stages.outputs import Evaluation, Student, TeacherOutputs
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.encoders.absent import AbsentEncoder
 from napari_lrmil.core.errors import SlideError
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import HeadOrigin
 from napari_lrmil.core.models.cohort_distance import PATIENT_EMBEDDINGS, write_embedding_statistics
@@ -141,7 +142,7 @@ def _agreement_line(name: str, figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _slides(figures: Mapping[str, Any]) -> str:
-    return f"slides of {figures['auroc']['n_patients']} patients"
+    return f"slides of {format_count(figures['auroc']['n_patients'], 'patient')}"
 
 
 def _auroc_line(name: str, auroc: Mapping[str, Any], count: str, unit: str) -> dict[str, str]:

@@ -42,6 +42,7 @@ from lrmil_training.stages.teacher import slide_grid, teacher_bag
 from napari_lrmil.core.atomic_files import write_json
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Metric, Notice, Progress, StageDone
+from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.models.mil import MIL
 
 STAGE = "selection"  # in events and names of files
@@ -264,7 +265,7 @@ def describe_choice(chosen: RecipeResult, cohort: Cohort, count: int) -> str:
     at_chance = "" if chosen.mean_auroc > 0.5 else "; no better than chance, so the choice has no meaning"
     used = [s.patient for s in cohort.slides if s.split in ("train", "val")]
     return (
-        f"{chosen.recipe.text}, {chosen.epochs} epochs, of {count} candidates: held-out AUROC "
+        f"{chosen.recipe.text}, {format_count(chosen.epochs, 'epoch')}, of {count} candidates: held-out AUROC "
         f"{chosen.mean_auroc:.3f} ± {chosen.sd_auroc:.3f} over {len(chosen.auroc)} inner folds of "
         f"{count_patients(used)} patients (effective number {effective_patients(used):.1f}){at_chance}"
     )

@@ -325,7 +325,7 @@ def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot
     dock.analyse.viewer_actions.region_layer().add(square, shape_type="polygon")
     qtbot.waitUntil(lambda: np.flatnonzero(dock.scatter.picked_points).tolist() == [7], timeout=WAIT_MS)
     qtbot.waitUntil(lambda: "Lesion AUROC" in dock.measures.value(), timeout=WAIT_MS)
-    assert "drawn regions, 1 patches" in dock.measures.lesions.text()
+    assert "drawn regions, 1 patch " in dock.measures.lesions.text()
     assert dock.measures.value()["Top patch in lesion"] == ("no", "no")
 
 

@@ -157,7 +157,7 @@ def test_lesions_are_those_drawn_or_those_beside_the_slide(slide: Slide) -> None
     *_, last = ScoreLesionsJob(prediction, choice, shelf, drawn).events()
     table = {f.name: (f.student, f.teacher) for f in last.result.table_rows}  # type: ignore[union-attr]  # the last event carries it
     assert table["Lesion AUROC"][0] == "1.000" and table["Top patch in lesion"][0] == "yes"
-    assert "drawn regions, 1 patches" in last.result.text  # type: ignore[union-attr]  # the last event carries it
+    assert "drawn regions, 1 patch " in last.result.text  # type: ignore[union-attr]  # the last event carries it
 
 
 # ---------------------------------------------------------------- a cohort

@@ -72,7 +72,7 @@ def test_dealt_splits_keep_pseudo_patients_with_their_parts(table: Table) -> Non
         ([*GOOD, ("d.tif", "p1+p9", "normal", "test")], "patient p1 is in test and train"),
         ([*GOOD, ("d.tif", "p4", "normal", "dev")], "unknown split 'dev'"),
         ([*GOOD, ("d.tif", "p4", "", "test")], "line 5 has no label"),
-        ([*GOOD, ("d.tif", "p4", "normal", "")], "1 slides have no split"),
+        ([*GOOD, ("d.tif", "p4", "normal", "")], "1 slide has no split"),
         ([*GOOD, ("a.svs", "p4", "normal", "test")], "two slides are named a"),
     ],
 )

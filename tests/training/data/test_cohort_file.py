@@ -162,7 +162,7 @@ def test_files_of_a_dicom_series_are_one_slide(write: Write, tmp_path: Path) -> 
         write_dicom(tmp_path / name, "1.2.3")
     cohort = read_cohort(write("slide,patient,label\na.dcm,p1,0\nb.dcm,p1,0\ns2.tif,p2,1\n"))
     assert [s.path.name for s in cohort.slides] == ["a.dcm", "s2.tif"]
-    assert cohort.notices == ("1 rows left out that name further files of a DICOM series in the table",)
+    assert cohort.notices == ("1 row left out that names further files of a DICOM series in the table",)
     with pytest.raises(CohortError, match="lines 2 and 3 are files of one DICOM series with different cells"):
         read_cohort(write("slide,patient,label\na.dcm,p1,0\nb.dcm,p1,1\n"))
 
