@@ -13,7 +13,7 @@ MAX_NAME_BYTES = 180  # file systems allow 255; temporary and feature files add 
 RESERVED_NAMES = (  # files and folders that commands write beside the folders of slides
     *("predictions.csv", "failures.csv", "cohort.json", "report.html", "metrics.json", "slides.json"),
     *("patients.csv", "patients.json"),
-    *("review.csv", "review_slides.csv", "review_agreement.csv"),
+    *("review.csv", "review_seen.csv", "review_slides.csv", "review_agreement.csv"),
     *("attention", "thumbnails"),
 )
 IS_WINDOWS = os.name == "nt"

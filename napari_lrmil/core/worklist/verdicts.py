@@ -39,8 +39,19 @@ def open_verdict(entry: WorklistEntry, verdict: Verdict, *, label: str = "", com
     return _row(entry, verdict, label, comment, is_blind=False)
 
 
-def blind_verdict(entry: WorklistEntry, label: str, *, comment: str = "") -> ReviewRow:
-    """Return the verdict of a reviewer who gave a class (empty: unsure) before the model's answer was shown.
+def blind_verdict(entry: WorklistEntry, label: str, *, comment: str = "", is_blind: bool = True) -> ReviewRow:
+    """Return the verdict of a reviewer who gave a class (empty: unsure) while the model's answer was hidden.
+
+    Parameters
+    ----------
+    entry
+        The slide.
+    label
+        The class.
+    comment
+        Free text.
+    is_blind
+        Whether the reviewer had not seen the answer before either.
 
     Raises
     ------
@@ -48,11 +59,11 @@ def blind_verdict(entry: WorklistEntry, label: str, *, comment: str = "") -> Rev
         If there is no answer that the class could be compared with.
     """
     if not label:
-        return _row(entry, Verdict.UNSURE, "", comment, is_blind=True)
+        return _row(entry, Verdict.UNSURE, "", comment, is_blind=is_blind)
     if entry.answer is None:
         raise ValueError("there is no answer to compare the class with")
     verdict = Verdict.AGREE if label == entry.answer.predicted else Verdict.DISAGREE
-    return _row(entry, verdict, label, comment, is_blind=True)
+    return _row(entry, verdict, label, comment, is_blind=is_blind)
 
 
 def _row(entry: WorklistEntry, verdict: Verdict, label: str, comment: str, *, is_blind: bool) -> ReviewRow:

@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 from napari_lrmil.core.text_escapes import escape_qt, printable
 from napari_lrmil.core.worklist.entry import Status, WorklistEntry
 from napari_lrmil.core.worklist.order import SortKey
+from napari_lrmil.core.worklist.review import Verdict
 from napari_lrmil.plugin.qt.section import make_row
 from napari_lrmil.plugin.worklist.jobs import THUMBNAIL_PX
 from napari_lrmil.plugin.worklist.slide_order import Arrangement, SlideOrder
@@ -54,7 +55,10 @@ FILTERS: Mapping[str, tuple[Status, ...]] = {
     "Reviewed": (Status.REVIEWED,),
     "To review": (Status.NEW, Status.DONE, Status.FAILED),
 }
-STATE_COLOURS = {Status.FAILED: "#e08a3c", Status.REVIEWED: "#3aa66b"}  # colour-blind safe, readable in both themes
+FAILED_COLOUR = "#e08a3c"
+# Colour-blind safe and readable in both themes. Each verdict has a mark of its own too.
+VERDICT_COLOURS = {Verdict.AGREE: "#3aa66b", Verdict.DISAGREE: "#c86cb0", Verdict.UNSURE: "#4a90d0"}
+VERDICT_MARKS = {Verdict.AGREE: "✓", Verdict.DISAGREE: "✗", Verdict.UNSURE: "?"}
 HIDDEN = "hidden"
 INDEX_ROLE = Qt.ItemDataRole.UserRole
 
@@ -185,7 +189,7 @@ class SlideList(QWidget):  # type: ignore[misc]  # qtpy has no types
         height, width, _ = data.shape
         # A copy, because QImage does not own the array's memory.
         image = QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
-        self._icons[path] = QIcon(QPixmap.fromImage(image))
+        self._icons[path] = _plain_icon(QPixmap.fromImage(image))
         for index, item in self._items.items():
             if self._order.entries[index].path == path:
                 item.setIcon(NAME, self._icons[path])
@@ -198,7 +202,7 @@ class SlideList(QWidget):  # type: ignore[misc]  # qtpy has no types
             item.setToolTip(column, tip)
         if entry.path in self._icons:
             item.setIcon(NAME, self._icons[entry.path])
-        colour = STATE_COLOURS.get(entry.status)
+        colour = _state_colour(entry)
         item.setForeground(STATE, QColor(colour) if colour else self.tree.palette().text())
 
 
@@ -215,8 +219,24 @@ def answer_text(entry: WorklistEntry, *, is_hidden: bool) -> str:
 def _state_text(entry: WorklistEntry) -> str:
     mark = " ⚠" if entry.notes and entry.status is not Status.FAILED else ""
     if entry.review is not None:
-        return f"{entry.review.verdict.value}{mark}"
+        verdict = entry.review.verdict
+        return f"{VERDICT_MARKS[verdict]} {verdict.value}{mark}"
     return f"{entry.status.value}{mark}"
+
+
+def _state_colour(entry: WorklistEntry) -> str:
+    """Return the colour of an entry's state; empty for that of other text."""
+    if entry.review is not None:
+        return VERDICT_COLOURS[entry.review.verdict]
+    return FAILED_COLOUR if entry.status is Status.FAILED else ""
+
+
+def _plain_icon(pixmap: QPixmap) -> QIcon:
+    """Return an icon that Qt does not tint in a selected row: the stain would look different."""
+    icon = QIcon()
+    for mode in (QIcon.Mode.Normal, QIcon.Mode.Selected, QIcon.Mode.Active):
+        icon.addPixmap(pixmap, mode)
+    return icon
 
 
 def _tooltip(entry: WorklistEntry, *, is_hidden: bool) -> str:

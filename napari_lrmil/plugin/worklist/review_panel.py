@@ -164,7 +164,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     # ------------------------------------------------------------ state
 
-    def show_entry(self, entry: WorklistEntry | None, *, is_hidden: bool, draft: str = "") -> None:
+    def show_entry(self, entry: WorklistEntry | None, *, is_hidden: bool, draft: str = "", caution: str = "") -> None:
         """Show the answer of a slide and the controls that apply to it.
 
         Parameters
@@ -175,12 +175,14 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
             Whether its answer is hidden until the verdict.
         draft
             Comment that waits for a verdict on this slide.
+        caution
+            Why the verdict would not count as blind; empty if it would.
         """
         self._is_blind = is_hidden
         answer = entry.answer if entry is not None else None
         self._set_classes(answer.classes if answer is not None else ())
         self.answer.setText(_answer_line(entry, is_hidden=is_hidden))
-        details = _detail_lines(entry, is_hidden=is_hidden)
+        details = "\n".join(filter(None, (caution, _detail_lines(entry, is_hidden=is_hidden))))
         self.details.setText(details)
         self.details_box.setVisible(bool(details))
         # Here and not once: napari sets the font after the dock is built.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.worklist.build import note_other_models
 from napari_lrmil.core.worklist.entry import WorklistEntry
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, time_now
+from napari_lrmil.core.worklist.seen import ANYBODY, SEEN_FILE, SeenAnswers, Where
 from napari_lrmil.core.worklist.verdicts import blind_verdict, open_verdict
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.worklist.annotation_layer import AnnotationLayer
@@ -21,6 +23,9 @@ from napari_lrmil.plugin.worklist.annotation_layer import AnnotationLayer
 if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
     from napari_lrmil.plugin.worklist.widget import WorklistWidget
+
+LISTED_BEFORE = "The list has shown this answer before, so your verdict is not stored as blind."
+UNKNOWN_SEEN = f"{SEEN_FILE} cannot be read, so your verdict is not stored as blind."
 
 
 class Reviewing:
@@ -37,8 +42,10 @@ class Reviewing:
         self._session: Session | None = None
         self._results: Path | None = None
         self._file: ReviewFile | None = None
-        # Name and slides whose answer was on the canvas: their verdicts are not blind, also after the list is reopened.
+        self._seen_file: SeenAnswers | None = None
+        # Name and slides whose answer was on the canvas, also of slides outside the list.
         self._seen: set[tuple[str, Path]] = set()
+        self._has_told_unwritten = False
         self._reader = ""  # whose verdicts are shown
         self._drafts: dict[Path, str] = {}  # comments without a verdict
         self.annotations = AnnotationLayer(
@@ -74,6 +81,8 @@ class Reviewing:
     def open(self, results: Path) -> None:
         """Read the verdicts in a folder of results into the entries of the dock."""
         self._results, self._drafts = results, {}
+        self._seen_file = show_errors(lambda: SeenAnswers(results / SEEN_FILE))
+        self._has_told_unwritten = False
         self._open_file()
         self._show_verdicts()
 
@@ -95,6 +104,7 @@ class Reviewing:
         if entry is not None and self._session is not None and self._session.prediction is not None:
             self.see(entry.path)  # the answer is on the canvas
         self._show_verdicts()
+        self._show_list()
         self.open_annotations()
 
     def verdict(self, slide: str) -> ReviewRow | None:
@@ -104,7 +114,9 @@ class Reviewing:
     def _show_verdicts(self) -> None:
         """Show the verdicts of the file in all entries that they change."""
         verdicts = self._file.verdicts if self._file is not None else {}
-        for index, entry in enumerate(self._dock.order.entries):
+        entries = self._dock.order.entries
+        self.see_listed([replace(entry, review=verdicts.get(entry.name)) for entry in entries])  # in one write
+        for index, entry in enumerate(entries):
             review = verdicts.get(entry.name)
             if review != entry.review:
                 self._dock.replace_entry(index, replace(entry, review=review))
@@ -129,7 +141,8 @@ class Reviewing:
         """Store the class that the reviewer gave before the answer was shown, then show the answer."""
         entry = self._dock.current
         if entry is not None and (entry.answer is not None or not label):
-            self._record(blind_verdict(entry, label, comment=self._panel.comment.text()))
+            is_blind = not self.why_not_blind(entry)
+            self._record(blind_verdict(entry, label, comment=self._panel.comment.text(), is_blind=is_blind))
             self._dock.show_answer()
 
     def store_comment(self) -> None:
@@ -176,19 +189,51 @@ class Reviewing:
     def is_hidden(self, entry: WorklistEntry) -> bool:
         """Return whether the answer of an entry is hidden until the verdict."""
         is_blind = bool(self._panel.blind.isChecked())
-        was_seen = bool(self._seen & {("", entry.path), (self._reader, entry.path)})  # without a name: by anybody
-        return is_blind and entry.answer is not None and entry.review is None and not was_seen
+        return is_blind and entry.answer is not None and entry.review is None and not self._was_on_canvas(entry)
+
+    def _was_on_canvas(self, entry: WorklistEntry) -> bool:
+        if self._seen & {(ANYBODY, entry.path), (self._reader, entry.path)}:
+            return True
+        return self._seen_file is not None and self._seen_file.was_seen(entry.name, self._reader, Where.CANVAS)
+
+    def why_not_blind(self, entry: WorklistEntry) -> str:
+        """Return why a verdict would not count as blind although the answer is hidden; empty if it would."""
+        if self._seen_file is None:
+            return UNKNOWN_SEEN
+        return LISTED_BEFORE if self._seen_file.was_seen(entry.name, self._reader, Where.LIST) else ""
 
     def see(self, path: Path) -> None:
-        """Note that the answer of a slide was shown: its verdict cannot be blind any more."""
+        """Note that the answer of a slide is shown on the canvas: its verdict cannot be blind any more."""
         self._seen.add((self._reader, path))
+        self._note([entry.name for entry in self._dock.order.entries if entry.path == path], Where.CANVAS)
+
+    def see_listed(self, entries: Iterable[WorklistEntry]) -> None:
+        """Note that the list shows the answers of these entries which are not hidden."""
+        shown = [entry for entry in entries if entry.answer is not None and not self.is_hidden(entry)]
+        self._note([entry.name for entry in shown if not self._was_on_canvas(entry)], Where.LIST)
+
+    def _note(self, slides: Sequence[str], where: Where) -> None:
+        if self._seen_file is None:
+            return
+        try:
+            self._seen_file.add(slides, self._reader, where)
+        except ReviewError as error:
+            if not self._has_told_unwritten:  # else each slide would say so
+                self._has_told_unwritten = True
+                show_info(str(error))
 
     def _on_blind_toggled(self, is_blind: bool) -> None:
         if self._session is not None:
             show_errors(partial(self._session.settings_store.remember_blind, is_blind))
-        self._dock.list.show_order(self._dock.order, self.is_hidden)
+        self._dock.order.arrange(self._dock.order.arrangement)  # an order by class would tell it
+        self._show_list()
         self.show_current()
         self._dock.show_answer()
+
+    def _show_list(self) -> None:
+        """Show the answers in the list that are not hidden, and hide the others."""
+        self.see_listed(self._dock.order.entries)
+        self._dock.list.show_order(self._dock.order, self.is_hidden)
 
     # ------------------------------------------------------------ the current slide
 
@@ -197,7 +242,8 @@ class Reviewing:
         entry = self._dock.current
         draft = self._drafts.get(entry.path, "") if entry is not None else ""
         is_hidden = entry is not None and self.is_hidden(entry)
-        self._panel.show_entry(entry, is_hidden=is_hidden, draft=draft)
+        caution = self.why_not_blind(entry) if entry is not None and is_hidden else ""
+        self._panel.show_entry(entry, is_hidden=is_hidden, draft=draft, caution=caution)
         self._dock.hide_in_analyse(entry.path if entry is not None and is_hidden else None)
         self._panel.undo.setEnabled(self._file is not None and self._file.can_undo)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from napari_lrmil.core.worklist.entry import Status, WorklistEntry
 from napari_lrmil.core.worklist.order import SortKey, filter_entries, sort_entries
+
+BY_ANSWER = (SortKey.ANSWER, SortKey.PROBABILITY)
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ class SlideOrder:
         Indices of the listed entries, in the order of the screen.
     current
         Index of the entry that is shown; None before the first.
+    is_hidden
+        Whether the answer of an entry is hidden. The order then does not tell it.
     """
 
     entries: list[WorklistEntry] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     current: int | None = None
     arrangement: Arrangement = field(default_factory=Arrangement)
+    is_hidden: Callable[[WorklistEntry], bool] = lambda _: False
 
     def set_entries(self, entries: Sequence[WorklistEntry]) -> None:
         """Replace the whole list; nothing is current then."""
@@ -59,10 +64,16 @@ class SlideOrder:
     def arrange(self, arrangement: Arrangement) -> None:
         """Sort and select anew."""
         self.arrangement = arrangement
-        order = sort_entries(self.entries, arrangement.key, descending=arrangement.descending)
-        listed = filter_entries(order, text=arrangement.text, statuses=arrangement.statuses)
-        index_of = {id(entry): index for index, entry in enumerate(self.entries)}
-        self.rows = [index_of[id(entry)] for entry in listed]
+        known = self._without_hidden() if arrangement.key in BY_ANSWER else self.entries
+        order = sort_entries(known, arrangement.key, descending=arrangement.descending)
+        index_of = {id(entry): index for index, entry in enumerate(known)}
+        indices = [index_of[id(entry)] for entry in order]
+        listed = filter_entries(self.entries, text=arrangement.text, statuses=arrangement.statuses)
+        kept = {id(entry) for entry in listed}
+        self.rows = [index for index in indices if id(self.entries[index]) in kept]
+
+    def _without_hidden(self) -> list[WorklistEntry]:
+        return [replace(entry, answer=None) if self.is_hidden(entry) else entry for entry in self.entries]
 
     def step(self, by: int) -> int | None:
         """Return the index of the entry `by` rows further; None at the ends of the list.

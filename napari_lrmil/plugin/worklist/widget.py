@@ -72,7 +72,7 @@ class WorklistWidget(WorklistLayout):
         self._viewer = viewer
         guard_layer_removal(viewer)
         open_dropped_slides(viewer, partial(open_worklist, viewer))
-        self.order = SlideOrder()
+        self.order = SlideOrder(is_hidden=lambda entry: self.reviewing.is_hidden(entry))
         self.results: Path | None = None
         self._paths: tuple[Path, ...] = ()
         self._title = ""
@@ -270,6 +270,7 @@ class WorklistWidget(WorklistLayout):
             self.show_slide(first)
 
     def _fill_list(self) -> None:
+        self.reviewing.see_listed(self.order.entries)
         self.list.show_order(self.order, self.reviewing.is_hidden)
         self._refresh()
 
@@ -339,6 +340,7 @@ class WorklistWidget(WorklistLayout):
     def replace_entry(self, index: int, entry: WorklistEntry) -> None:
         """Show a changed entry in its row, and in the panel if it is the current one."""
         self.order.entries[index] = entry
+        self.reviewing.see_listed([entry])
         self.list.update_entry(index)
         if index == self.order.current:
             self.reviewing.show_current()

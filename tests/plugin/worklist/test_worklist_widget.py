@@ -18,6 +18,7 @@ from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.worklist.entry import Status
 from napari_lrmil.core.worklist.order import SortKey
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, read_review
+from napari_lrmil.core.worklist.seen import SEEN_FILE
 from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers
 from napari_lrmil.plugin.worklist.jobs import ReadListJob, RunAllJob, slides_without_answer
 from support.fake_slides import speckled, write_tiff
@@ -77,6 +78,9 @@ def make_worklist(make_dock: MakeDock, viewer: Any, qtbot: Any) -> Iterator[Make
     for dock in docks:
         dock.pager.stop()
         qtbot.waitUntil(lambda dock=dock: not dock.pager.is_busy and not dock.filling.is_running, timeout=WAIT_MS)
+        for widget in (dock, dock.analyse):
+            if widget.parent() is None:  # the test has closed it
+                widget.deleteLater()
 
 
 def settled(dock: Any) -> bool:
@@ -385,7 +389,7 @@ def test_verdicts_are_stored_at_once_with_comment_and_undo(
     (row,) = read_review(path).rows
     assert (row.slide, row.reviewer, row.verdict, row.comment) == ("a", "Anna", Verdict.AGREE, "clear case")
     assert row.label == row.predicted == dock.current.answer.predicted and not row.is_blind
-    assert state_of(dock, "a") == "agree" and dock.current.status is Status.REVIEWED
+    assert state_of(dock, "a") == "✓ agree" and dock.current.status is Status.REVIEWED
     dock.review.comment.setText("clear case, seen twice")
     dock.review.comment.editingFinished.emit()
     assert read_review(path).rows[0].comment == "clear case, seen twice"
@@ -393,6 +397,9 @@ def test_verdicts_are_stored_at_once_with_comment_and_undo(
     assert dock.review.comment.text() == ""
     dock.review.buttons[Verdict.DISAGREE].click()
     assert [r.verdict for r in read_review(path).rows] == [Verdict.AGREE, Verdict.DISAGREE]
+    states = [dock.list._items[row] for row in (0, 1)]
+    assert [item.text(2) for item in states] == ["✓ agree", "✗ disagree"]
+    assert states[0].foreground(2).color() != states[1].foreground(2).color()
     dock.review.undo.click()
     assert [r.slide for r in read_review(path).rows] == ["a"] and state_of(dock, "b") == "done"
     assert last_message() == "Taken back on b: disagree."
@@ -481,6 +488,60 @@ def test_a_list_opens_blind_as_it_was_left_and_a_run_ends_the_blinding_of_its_sl
     assert not read_review(folder / "predictions" / REVIEW_FILE).rows[0].is_blind
 
 
+def open_again(dock: Any, make_worklist: MakeWorklist, viewer: Any, folder: Path, qtbot: Any) -> Any:
+    """Open a list as a program does that was killed: nothing but the files is left of the first dock."""
+    qtbot.waitUntil(lambda: settled(dock), timeout=WAIT_MS)
+    for widget in (dock, dock.analyse):
+        viewer.window.remove_dock_widget(widget)
+    viewer.layers.clear()
+    SettingsStore().remember_blind(True)
+    return make_worklist(folder)
+
+
+def test_an_answer_that_was_seen_before_the_program_was_killed_is_not_read_blind(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    SettingsStore().remember_blind(True)
+    dock = make_worklist(folder)
+    dock.analyse.run(TeacherPatches.NONE)
+    qtbot.waitUntil(lambda: dock.session.prediction is not None and not dock.run_store.is_busy, timeout=WAIT_MS)
+    dock = open_again(dock, make_worklist, viewer, folder, qtbot)
+    assert dock.current.name == "a" and not dock.reviewing.is_hidden(dock.current)
+    dock.review.buttons[Verdict.AGREE].click()
+    page(dock, qtbot)
+    assert dock.reviewing.is_hidden(dock.current), "the answer of b was never shown"
+    assert "not stored as blind" not in dock.review.details.text()
+    dock.review.class_buttons["lesion"].click()
+    rows = read_review(folder / "predictions" / REVIEW_FILE).rows
+    assert [(row.slide, row.is_blind) for row in rows] == [("a", False), ("b", True)]
+
+
+def test_answers_that_stood_in_the_list_are_hidden_but_no_verdict_on_them_is_blind(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    assert (folder / "predictions" / SEEN_FILE).read_text().count("Anna,list") >= 2
+    dock = open_again(dock, make_worklist, viewer, folder, qtbot)
+    page(dock, qtbot)
+    assert dock.reviewing.is_hidden(dock.current) and "not stored as blind" in dock.review.details.text()
+    dock.review.class_buttons["lesion"].click()
+    assert not read_review(folder / "predictions" / REVIEW_FILE).rows[0].is_blind
+    dock.review.reviewer.setText("Ben")
+    dock.review.reviewer.editingFinished.emit()
+    dock.review.undo.click()
+    page(dock, qtbot)
+    assert dock.reviewing.is_hidden(dock.current) and "not stored as blind" not in dock.review.details.text()
+
+
+def test_a_list_sorted_by_class_does_not_tell_hidden_answers(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    SettingsStore().remember_blind(True)
+    dock = make_worklist(folder)
+    dock.list.sort_box.setCurrentIndex(dock.list.sort_box.findData(SortKey.PROBABILITY))
+    assert dock.order.rows == [0, 1, 2, 3]
+
+
 def test_a_verdict_of_another_program_is_neither_overwritten_nor_lost(
     make_worklist: MakeWorklist, folder: Path, qtbot: Any
 ) -> None:
@@ -490,7 +551,7 @@ def test_a_verdict_of_another_program_is_neither_overwritten_nor_lost(
     elsewhere.record(ReviewRow("b", "", Verdict.AGREE))
     dock.review.buttons[Verdict.AGREE].click()
     assert "not overwritten" in last_message()
-    assert state_of(dock, "a") == "unsure" and state_of(dock, "b") == "agree"
+    assert state_of(dock, "a") == "? unsure" and state_of(dock, "b") == "✓ agree"
     assert read_review(elsewhere.path).rows[0].comment == "from the other room"
     dock.review.buttons[Verdict.AGREE].click()
     assert read_review(elsewhere.path).rows[0].verdict is Verdict.AGREE
