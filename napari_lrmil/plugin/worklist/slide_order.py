@@ -64,13 +64,13 @@ class SlideOrder:
     def arrange(self, arrangement: Arrangement) -> None:
         """Sort and select anew."""
         self.arrangement = arrangement
-        known = self._without_hidden() if arrangement.key in BY_ANSWER else self.entries
-        order = sort_entries(known, arrangement.key, descending=arrangement.descending)
-        index_of = {id(entry): index for index, entry in enumerate(known)}
+        entries = self._without_hidden() if arrangement.key in BY_ANSWER else self.entries
+        order = sort_entries(entries, arrangement.key, descending=arrangement.descending)
+        index_of = {id(entry): index for index, entry in enumerate(entries)}
         indices = [index_of[id(entry)] for entry in order]
         listed = filter_entries(self.entries, text=arrangement.text, statuses=arrangement.statuses)
-        kept = {id(entry) for entry in listed}
-        self.rows = [index for index in indices if id(self.entries[index]) in kept]
+        listed_ids = {id(entry) for entry in listed}
+        self.rows = [index for index in indices if id(self.entries[index]) in listed_ids]
 
     def _without_hidden(self) -> list[WorklistEntry]:
         return [replace(entry, answer=None) if self.is_hidden(entry) else entry for entry in self.entries]
