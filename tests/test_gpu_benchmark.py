@@ -66,9 +66,10 @@ def required_names(requirements: list[str]) -> set[str]:
 def test_every_import_is_on_the_machine_or_travels(gpu: Any) -> None:
     wheels = gpu.import_module("wheels")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = ("distributed", "encoders", "openvino", "ome", "dev")
+    groups = ("distributed", "encoders", "openvino", "ome", "lazyslide", "dicom", "dev")
     optional = required_names([text for group in groups for text in project["optional-dependencies"][group]])
     optional.add("dask")  # for clusters, which a test of one GPU does not start
+    optional.add("pydicom")  # highdicom brings it
     needed = imported_distributions() - optional - {"napari-lrmil"}
     assert needed - wheels.PROVIDED - set(wheels.MISSING) == set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,12 @@ def _hide_until_loaded(layers: Sequence[Image]) -> None:
 
     `Layer.loaded` alone does not tell: napari also sets it after a failure, when the old pixels are still there.
     """
-    screen, waiting = get_screen_slide(layers[-1]), list(layers)
+    # Weak: `on_pixels` refers to itself, and the worklist exempts such cycles from garbage collection.
+    screen = weakref.ref(get_screen_slide(layers[-1]))  # type: ignore[arg-type]  # a slide layer has one
+    waiting = list(layers)
 
     def on_pixels(event: Any) -> None:
-        is_current = get_screen_slide(layers[-1]) is screen  # else another slide has come meanwhile
+        is_current = get_screen_slide(layers[-1]) is screen()  # else another slide has come meanwhile
         if event.source.loaded and event.source in waiting:
             waiting.remove(event.source)
         if is_current and waiting:

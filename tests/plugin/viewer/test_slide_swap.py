@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +121,20 @@ def test_the_old_slide_is_closed_without_garbage_collection(viewer: Any, slides:
     screen = weakref.ref(get_screen_slide(layer))  # type: ignore[arg-type]  # it shows a slide
     assert swap_slide(viewer, slides["dark"], _layers(slides["bright"], underlay=False))
     assert screen() is None
+
+
+@pytest.mark.usefixtures("loads_in_background")
+def test_a_slide_that_was_swapped_in_and_out_is_closed_without_garbage_collection(
+    viewer: Any, slides: dict[str, Path], qtbot: Any
+) -> None:
+    """The worklist exempts what is alive from garbage collection, so nothing in a cycle may refer to a slide."""
+    layers = add_layers(viewer, _layers(slides["dark"], underlay=False))
+    gc.disable()
+    try:
+        assert swap_slide(viewer, slides["dark"], _layers(slides["bright"], underlay=False))
+        screen = weakref.ref(get_screen_slide(layers[-1]))  # type: ignore[arg-type]  # it shows a slide
+        qtbot.waitUntil(lambda: layers[-1].opacity == 1.0, timeout=WAIT_MS)
+        assert swap_slide(viewer, slides["bright"], _layers(slides["dark"], underlay=False))
+        qtbot.waitUntil(lambda: layers[-1].opacity == 1.0 and screen() is None, timeout=WAIT_MS)
+    finally:
+        gc.enable()
