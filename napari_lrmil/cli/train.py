@@ -51,7 +51,7 @@ from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 if TYPE_CHECKING:
     from lrmil_training.config import TrainConfig
     from lrmil_training.data.conversion import ConvertTask
-    from napari_lrmil.core.cohort import SlideJob
+    from napari_lrmil.core.cohort import CohortProgress, SlideJob, SlideTask
     from napari_lrmil.core.models.bundle import Bundle
 
 DEFAULT_PHANTOMS = 20  # slides
@@ -205,9 +205,7 @@ def features(
         refuse_foreign_features(file, request)  # before any work: they would be overwritten
     if not ignore_disk:
         require_feature_disk(folder, jobs, files, request)
-    progress = run_with_progress(
-        "features", jobs, task, execution, folder, results=files, notices=left_out, is_part=part is not None
-    )
+    progress = _run_features(jobs, task, execution, folder, left_out, part)
     count = progress.done + progress.reused
     print_result(f"{count} of {format_count(progress.total, 'slide')} -> {folder}")
     exit_if_failed(progress)
@@ -224,6 +222,25 @@ def _slide_jobs(cohort: Path, execution: ExecutionOptions, part: str | None) -> 
     return jobs, left_out
 
 
+def _run_features(
+    jobs: Sequence[SlideJob],
+    task: SlideTask,
+    execution: ExecutionOptions,
+    folder: Path,
+    left_out: Sequence[str],
+    part: str | None,
+) -> CohortProgress:
+    """Run a task that writes features, and remove the partial files of killed calls, in whatever layout."""
+    from lrmil_training.data.features import unlabelled_slide
+    from napari_lrmil.core.features.layouts.writers import possible_files
+
+    results = possible_files(folder, [unlabelled_slide(job).name for job in jobs])
+    is_part = part is not None
+    return run_with_progress(
+        "features", jobs, task, execution, folder, results=results, notices=left_out, is_part=is_part
+    )
+
+
 def _convert(cohort: Path, task: ConvertTask, folder: Path, execution: ExecutionOptions, part: str | None) -> None:
     """Write the features of another program anew, for every slide of a table or folder, or a part of them."""
     from napari_lrmil.core.features.layouts.find import find_feature_folder
@@ -232,7 +249,7 @@ def _convert(cohort: Path, task: ConvertTask, folder: Path, execution: Execution
     require_writable(folder)
     source = find_feature_folder(task.source, parse_mapping(task.mapping))  # a wrong folder fails once
     jobs, left_out = _slide_jobs(cohort, execution, part)
-    progress = run_with_progress("features", jobs, task, execution, folder, notices=left_out, is_part=part is not None)
+    progress = _run_features(jobs, task, execution, folder, left_out, part)
     count, slides = progress.done + progress.reused, format_count(progress.total, "slide")
     print_result(f"{count} of {slides}, from {source.layout} to {task.layout} -> {folder}")
     exit_if_failed(progress)

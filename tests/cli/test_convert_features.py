@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from napari_lrmil.core.atomic_files import _partial_name
 from napari_lrmil.core.features.bag import Bag, read_bag
 from napari_lrmil.core.features.layouts.find import find_feature_folder
 from napari_lrmil.core.features.layouts.proof import prove_patches
@@ -134,3 +138,23 @@ def test_torchmil_builds_its_adjacency_from_our_features(
     patches = base / "patches" / f"{names[0]}_patches.h5"
     patches.unlink()
     assert call("features", cohort, *options)[0] == 0 and patches.exists()
+
+
+def test_files_that_killed_calls_left_half_written_are_removed(
+    cohort: Path, bags: list[Bag], tmp_path: Path, call: Call
+) -> None:
+    """Those of living processes stay."""
+    for bag in bags:
+        folder = ff.write_trident(tmp_path / "in", bag)
+    arguments = ("features", cohort, "--convert", folder, "--out", tmp_path / "out", "--format", "clam")
+    assert call(*arguments)[0] == 0
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    slide, written = bags[0].origin.slide, ("h5_files/{}.h5", "patches/{}.h5", "pt_files/{}.pt")
+    files = [tmp_path / "out" / file.format(slide) for file in written]
+    left = [file.with_name(_partial_name(file.name).replace(f"-{os.getpid()}", f"-{gone.pid}")) for file in files]
+    living = files[0].with_name(_partial_name(files[0].name).replace(f"-{os.getpid()}", f"-{os.getppid()}"))
+    for file in (*left, living):
+        file.write_bytes(b"half")
+    assert call(*arguments)[0] == 0
+    assert [file.exists() for file in left] == [False] * 3 and living.exists()

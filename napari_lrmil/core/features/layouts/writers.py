@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,13 @@ def feature_file(folder: Path, layout: str, origin: BagOrigin, overlap: float = 
         return folder / origin.encoder / f"{origin.slide}.h5"
     grid = f"{10 / origin.target_mpp:.4g}x_{origin.patch_px}px_{round(overlap * origin.patch_px)}px_overlap"
     return folder / grid / f"features_{origin.encoder}" / f"{origin.slide}.h5"
+
+
+def possible_files(folder: Path, slides: Collection[str]) -> list[Path]:
+    """Return where in the present folders below `folder` features of these slides may be written, in any layout."""
+    below = [path for path in folder.rglob("*") if path.is_dir()]
+    names = [f"{slide}{end}" for slide in slides for end in (".h5", ".pt", "_patches.h5")]
+    return [place / name for place in below for name in names]
 
 
 def write_in_layout(path: Path, layout: str, stored: FeatureRows) -> list[Path]:
