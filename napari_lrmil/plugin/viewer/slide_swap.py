@@ -68,7 +68,7 @@ def _hide_until_loaded(layers: Sequence[Image]) -> None:
     `Layer.loaded` alone does not tell: napari also sets it after a failure, when the old pixels are still there.
     """
     # Weak: `on_pixels` refers to itself, and the worklist exempts such cycles from garbage collection.
-    screen = weakref.ref(get_screen_slide(layers[-1]))  # type: ignore[arg-type]  # a slide layer has one
+    screen = weakref.ref(get_screen_slide(layers[-1]))
     waiting = list(layers)
 
     def on_pixels(event: Any) -> None:
