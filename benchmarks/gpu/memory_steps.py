@@ -19,7 +19,7 @@ from napari_lrmil.api import load_bundle, open_slide
 from napari_lrmil.core.encoders import EncoderOutput
 from napari_lrmil.core.events import Event, Notice
 from napari_lrmil.core.features.extraction import PatchSet, extract_features
-from napari_lrmil.core.inference.predict import teacher_input
+from napari_lrmil.core.inference.network_input import teacher_input
 from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.slides.slide import Slide
 

@@ -19,8 +19,8 @@ from steps import NO_CUDA, PROBLEM, Context
 from napari_lrmil.api import load_bundle, open_slide, predict, run_to_end
 from napari_lrmil.core.features.extraction import PatchSet, extract_features
 from napari_lrmil.core.features.prefetch import PatchPrefetcher
+from napari_lrmil.core.inference.network_input import teacher_input
 from napari_lrmil.core.inference.predict import predict as predict_events
-from napari_lrmil.core.inference.predict import teacher_input
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.metrics.agreement import spearman
 from napari_lrmil.core.patching.grid import find_tissue_grid

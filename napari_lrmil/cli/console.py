@@ -170,7 +170,7 @@ def load_networks(model: Bundle, *, teacher: bool, device: str = "cpu", runtime:
     BundleError
         If the bundle is broken, or has no teacher although one is required.
     """
-    from napari_lrmil.core.inference.predict import is_network_converted
+    from napari_lrmil.core.inference.network_input import is_network_converted
 
     if teacher:
         model.require_teacher()

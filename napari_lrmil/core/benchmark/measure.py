@@ -26,7 +26,8 @@ from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.extraction import PatchSet, embed
 from napari_lrmil.core.features.prefetch import BATCH, default_batch_size
 from napari_lrmil.core.geometry import Int64
-from napari_lrmil.core.inference.predict import NetworkInput, predict, runtime_request, student_input, teacher_input
+from napari_lrmil.core.inference.network_input import NetworkInput, runtime_request, student_input, teacher_input
+from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import GatedAttentionMIL
 from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork

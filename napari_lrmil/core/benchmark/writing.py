@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from napari_lrmil.core.inference.predict import NetworkInput
+from napari_lrmil.core.inference.network_input import NetworkInput
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.pooling import BagOutput

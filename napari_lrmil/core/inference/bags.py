@@ -13,7 +13,7 @@ from napari_lrmil.core.events import Event, Finished, Notice
 from napari_lrmil.core.features.bag import Bag, BagOrigin
 from napari_lrmil.core.features.extraction import extract_features
 from napari_lrmil.core.features.prefetch import default_batch_size
-from napari_lrmil.core.inference.predict import NetworkInput, student_input, teacher_input
+from napari_lrmil.core.inference.network_input import NetworkInput, student_input, teacher_input
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.patching.grid import NestedGrid, find_tissue_grid, require_resolution
 from napari_lrmil.core.patching.missing_tissue import MissingTilesCheck

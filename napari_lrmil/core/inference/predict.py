@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_lrmil.core.events import Event, Finished, Notice, Progress, StageDone
-from napari_lrmil.core.features.bag import Features
-from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
-from napari_lrmil.core.features.extraction import Embeddings, PatchSet, extract_features
-from napari_lrmil.core.features.prefetch import default_batch_size
+from napari_lrmil.core.features.embedding_cache import EmbeddingCache
+from napari_lrmil.core.features.extraction import Embeddings
 from napari_lrmil.core.formatting import ABOUT_MODEL
-from napari_lrmil.core.geometry import Int64, Lattice
+from napari_lrmil.core.geometry import Lattice
+from napari_lrmil.core.inference.encoding import Compute, encode_patches
+from napari_lrmil.core.inference.network_input import (
+    NetworkInput,
+    mil_weights,
+    runtime_request,
+    student_input,
+    teacher_input,
+)
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.quality_checks import artefact_shares, quality_warnings, small_region_warnings
 from napari_lrmil.core.inference.slide_limits import slide_limits
@@ -30,7 +36,7 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import Card
 from napari_lrmil.core.models.patch_scores import patch_class_logits
 from napari_lrmil.core.models.patient_bag import attention_mass
-from napari_lrmil.core.models.pooling import AggregatorWeights, pool_instances
+from napari_lrmil.core.models.pooling import pool_instances
 from napari_lrmil.core.patching.artefacts import ArtefactShares
 from napari_lrmil.core.patching.grid import (
     NestedGrid,
@@ -45,11 +51,6 @@ from napari_lrmil.core.patching.roi import WHOLE_SLIDE, RegionOfInterest
 from napari_lrmil.core.patching.stain import StainTransform
 from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.runtimes.select import (
-    MIN_CHECK_PATCHES,
-    Runtime,
-    RuntimeRequest,
-    evenly_spaced_rows,
-    is_converted,
     prepare_runtime,
     require_runtime,
 )
@@ -58,7 +59,6 @@ from napari_lrmil.core.slides.slide import Slide
 if TYPE_CHECKING:
     import torch
 
-    from napari_lrmil.core.models.networks import StudentNetwork, TeacherNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def predict(
     if teacher != TeacherPatches.NONE:
         yield from _teacher_notices(slide, bundle)
     slide.count_damaged_tiles()
-    compute = _Compute(device, cache, runtime)
+    compute = Compute(device, cache, runtime)
     options = _Options(teacher, allow_missing, stain, exclude_artefacts)
     request = yield from _prepare(slide, bundle, compute, scope, tissue_grid, seconds_open, options)
     yield Finished((yield from _run_networks(request, teacher, student)))
@@ -159,21 +159,12 @@ class SharedCosts:
 
 
 @dataclass(frozen=True)
-class _Compute:
-    """Device, cache and runtime of the encoders."""
-
-    device: str | torch.device
-    cache: EmbeddingCache | None
-    runtime: str
-
-
-@dataclass(frozen=True)
 class _Request:
     """One call of `predict` after its tissue is known: slide, model, patches, and what goes into every result."""
 
     slide: Slide
     bundle: Bundle
-    compute: _Compute
+    compute: Compute
     grid: NestedGrid
     scope: RegionOfInterest
     costs: SharedCosts
@@ -182,46 +173,6 @@ class _Request:
     stain: StainTransform | None
     is_calibrated: bool  # the temperature was fitted on whole slides, so it does not hold for a part
     artefacts: ArtefactShares | None
-
-
-@dataclass(frozen=True)
-class NetworkInput:
-    """Patches that one network reads.
-
-    Attributes
-    ----------
-    stage
-        Name of the stage in progress events.
-    network
-        ``student`` or ``teacher``.
-    patches
-        Corners and size of the patches.
-    index
-        (N, 2) column and row of each patch on its grid.
-    temperature
-        Calibration temperature of the network's logits; None if it has none.
-    target_mpp
-        µm per pixel that the network sees.
-    """
-
-    stage: str
-    network: str
-    patches: PatchSet
-    index: Int64
-    temperature: float | None
-    target_mpp: float
-
-
-def student_input(card: Card, grid: NestedGrid, stain: StainTransform | None = None) -> NetworkInput:
-    """Return the LR patches of a grid, for the student."""
-    patches = PatchSet(grid.lr_corners, grid.lattice.lr_cell, card.lr_patch_px, card.student_input_px, stain)
-    return NetworkInput("student (LR)", "student", patches, grid.lr_index, card.temperature, card.lr_mpp)
-
-
-def teacher_input(card: Card, grid: NestedGrid, stain: StainTransform | None = None) -> NetworkInput:
-    """Return the HR patches of a grid, for the teacher."""
-    patches = PatchSet(grid.hr_corners, grid.lattice.cell, card.hr_patch_px, stain=stain)
-    return NetworkInput("teacher (HR)", "teacher", patches, grid.hr_index, card.teacher_temperature, card.hr_mpp)
 
 
 def _teacher_notices(slide: Slide, bundle: Bundle) -> Iterator[Event]:
@@ -234,7 +185,7 @@ def _teacher_notices(slide: Slide, bundle: Bundle) -> Iterator[Event]:
 def _prepare(
     slide: Slide,
     bundle: Bundle,
-    compute: _Compute,
+    compute: Compute,
     scope: RegionOfInterest,
     tissue_grid: TissueGrid | None,
     seconds_open: float,
@@ -335,7 +286,7 @@ def _run_network(request: _Request, read: NetworkInput) -> Generator[Event, None
     logger.info("%s: runtime %s, %s (%s)", read.stage, choice.name, choice.precision, choice.reason)
     read_began = time.perf_counter()
     decoded = request.slide.pixels_decoded  # from here: comparing runtimes reads patches that are read again
-    embeddings = yield from _encode(request, runtime, read)
+    embeddings = yield from encode_patches(request.slide, request.bundle, request.grid, read, compute, runtime)
     mil_began = time.perf_counter()
     mil = mil_weights(request.bundle, read.network)
     pooled = pool_instances(mil, embeddings.features)
@@ -373,135 +324,6 @@ def _seconds(
         "mil": mil,
         "total": sum(costs.seconds.values()) + total,
     }
-
-
-def runtime_request(slide: Slide, bundle: Bundle, read: NetworkInput, device: str | torch.device) -> RuntimeRequest:
-    """Return the network with a sample of the slide's patches, on which runtimes are compared."""
-    patches = read.patches
-    sample = replace(patches, corners=patches.corners[evenly_spaced_rows(len(patches), patches.side)])
-    request = _blank_request(bundle, read.network, device)
-    # The pixels are read only if no earlier check of this runtime is on disk.
-    return replace(
-        request,
-        side=patches.side,
-        temperature=read.temperature,
-        patches=len(patches),
-        pixels=lambda: sample.read(slide, slice(None)),
-    )
-
-
-def _blank_request(bundle: Bundle, network: str, device: str | torch.device) -> RuntimeRequest:
-    """Return the request for a network of a bundle before any slide is known."""
-    card, is_teacher = bundle.card, network == "teacher"
-    side = card.hr_patch_px if is_teacher else card.student_input_px or card.lr_patch_px
-
-    def load() -> StudentNetwork | TeacherNetwork:
-        return (bundle.teacher if is_teacher else bundle.student).to(device)
-
-    return RuntimeRequest(
-        load=load,
-        mil=mil_weights(bundle, network),
-        family=(bundle.require_teacher() if is_teacher else card.student).encoder.family,
-        device=device,
-        identity=f"{bundle.sha256} {network}",
-        side=side,
-        temperature=None,
-        patches=MIN_CHECK_PATCHES,
-        pixels=lambda: np.empty((0, side, side, 3), np.uint8),
-        prepared=bundle.prepared,
-    )
-
-
-def is_network_converted(bundle: Bundle, network: str, device: str | torch.device, runtime: str) -> bool:
-    """Return whether a network of a bundle runs on this machine without being built in torch.
-
-    Raises
-    ------
-    BundleError
-        If the weights are missing or altered.
-    """
-    return is_converted(runtime, _blank_request(bundle, network, device))
-
-
-def mil_weights(bundle: Bundle, network: str) -> AggregatorWeights:
-    """Return the weights of the MIL of ``student`` or ``teacher``."""
-    return bundle.teacher_mil if network == "teacher" else bundle.student_mil
-
-
-def _encode(request: _Request, runtime: Runtime, read: NetworkInput) -> Generator[Event, None, Embeddings]:
-    """Return the embeddings of all patches; only those that the cache lacks are encoded, from the middle outwards."""
-    compute, patches = request.compute, read.patches
-    encode = partial(extract_features, device=compute.device, stage=read.stage, batch=default_batch_size(patches.side))
-    if compute.cache is None:
-        return (yield from encode(request.slide, patches, runtime.embedder))
-    tag = runtime.choice.cache_tag
-    key = cache_key(request.slide, request.bundle, request.grid, read.network, tag, stain=patches.stain)
-    cached = compute.cache.get(key, read.index)
-    # The viewer shows patches as they arrive, and people look at the middle of the view first.
-    missing = center_first_order(patches.corners, np.flatnonzero(~cached.rows))
-    if len(missing) == 0:
-        return Embeddings(cached.features, encoded=0)
-    missing_patches = replace(patches, corners=patches.corners[missing])
-    keep = partial(_store_batch, compute.cache, key, read.index[missing])
-    encoded = yield from encode(request.slide, missing_patches, runtime.embedder, keep=keep)
-    features = np.empty((len(read.index), encoded.features.shape[1]), np.float32)
-    features[missing] = encoded.features
-    if cached.rows.any():
-        features[cached.rows] = cached.features
-    return replace(encoded, features=features)
-
-
-def _store_batch(cache: EmbeddingCache, key: CacheKey, index: Int64, rows: slice, features: Features) -> None:
-    """Cache each batch at once, so that a cancelled run leaves its finished patches to the next one."""
-    cache.put(key, index[rows], features)
-
-
-def cache_key(
-    slide: Slide,
-    bundle: Bundle,
-    grid: NestedGrid,
-    network: str,
-    precision: str = "float32",
-    *,
-    stain: StainTransform | None = None,
-) -> CacheKey:
-    """Return the cache key of a slide's embeddings by one network of a bundle.
-
-    Parameters
-    ----------
-    slide, bundle
-        Slide and model.
-    grid
-        Grid of the patches; only its lattice is part of the key.
-    network
-        ``student`` or ``teacher``.
-    precision
-        Runtimes with different last digits have different values here, see `RuntimeChoice.cache_tag`.
-    stain
-        Colour transform of the patches. Its statistics follow the tissue, which can be edited between calls.
-    """
-    card, lattice = bundle.card, grid.lattice
-    is_student = network == "student"
-    return CacheKey(
-        slide_fingerprint=slide.fingerprint,
-        origin_level0=lattice.origin,
-        cell_level0=lattice.lr_cell if is_student else lattice.cell,
-        target_mpp=card.lr_mpp if is_student else card.hr_mpp,
-        patch_px=card.lr_patch_px if is_student else card.hr_patch_px,
-        input_px=card.student_input_px if is_student else None,
-        network=f"{bundle.sha256} {network}{f' {stain.fingerprint}' if stain is not None else ''}",
-        precision=precision,
-    )
-
-
-def center_first_order(corners: Int64, rows: Int64) -> Int64:
-    """Return `rows` of (N, 2) `corners`, ordered by distance from the centre of all corners."""
-    if len(rows) == 0:
-        return rows
-    # Of all corners, not of `rows`: cached patches do not move the centre.
-    middle = (corners.min(axis=0) + corners.max(axis=0)) / 2
-    distance = ((corners[rows] - middle) ** 2).sum(axis=1)
-    return rows[np.argsort(distance, kind="stable")]
 
 
 def softmax_probabilities(logits: dict[str, float], temperature: float | None) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from napari_lrmil.core.models.sharing_terms import SharingTerms
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # names that PyTorchModelHubMixin reads
 REPOSITORY_FILES = (*BUNDLE_FILES, CONFIG, WEIGHTS)
 TAGS = ("histopathology", "whole-slide-image", "multiple-instance-learning", "napari-lrmil")
-# As training writes a metric into the card: `student, test: AUROC`, `0.912 (0.880 to 0.940), 100 slides`.
-METRIC = re.compile(r"student, (?P<split>val|test): (?P<name>AUROC)$")
-VALUE = re.compile(r"(?P<value>\d\.\d+)(?P<rest>.*)")
+# As training writes it into the card: `0.912 (0.880 to 0.940), 100 slides of 90 patients, interval over …`.
+TEST_AUROC = "student, test: AUROC"
+VALUE = re.compile(r"(?P<value>\d\.\d+) \((?P<low>\d\.\d+) to (?P<high>\d\.\d+)\), (?P<slides>\d+) slides(?P<rest>.*)")
+FEWEST_TEST_SLIDES = 30  # as FEW_SLIDES of the command line: below, the AUROC of another sample would differ widely
 
 
 def write_repository(folder: Path, bundle: Bundle, name: str, terms: SharingTerms) -> None:
@@ -80,7 +80,13 @@ def hub_card_text(bundle: Bundle, name: str, terms: SharingTerms) -> str:
     card = bundle.card
     head = yaml.safe_dump(_head(card, terms), sort_keys=False, allow_unicode=True, width=1000)
     limits = limits_lines(bundle.limits) if bundle.limits is not None else ()
-    sections = (card_text(card, limits), _intended_use(card), _usage(card, name), _licence(card, terms))
+    sections = (
+        card_text(card, limits),
+        _index_note(card),
+        _intended_use(card),
+        _usage(card, name),
+        _licence(card, terms),
+    )
     return "\n".join((f"---\n{head}---\n", *sections))
 
 
@@ -89,21 +95,43 @@ def _head(card: Card, terms: SharingTerms) -> dict[str, Any]:
     if terms.hub_id == "other":
         head["license_name"] = ", ".join(terms.licences)
     head |= {"library_name": "napari-lrmil", "pipeline_tag": "image-classification", "tags": list(TAGS)}
-    metrics = list(_index_metrics(card))
-    if metrics:
-        head["model-index"] = [{"name": card.name, "results": metrics}]
+    result = _index_result(card)
+    if isinstance(result, dict):
+        head["model-index"] = [{"name": card.name, "results": [result]}]
     return head
 
 
-def _index_metrics(card: Card) -> Iterator[dict[str, Any]]:
-    """Yield the student's figures as the hub's index of results has them."""
-    for key, text in card.metrics.items():
-        name, value = METRIC.match(str(key)), VALUE.match(str(text))
-        if name is None or value is None:
-            continue
-        metric = {"type": "roc_auc", "name": f"{name['name']}{value['rest']}", "value": float(value["value"])}
-        dataset = {"type": "private", "name": f"{name['split']} slides of the training cohort"}
-        yield {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [metric]}
+def _index_result(card: Card) -> dict[str, Any] | str:
+    """Return the student's AUROC on test slides for the hub's index of results, or why there is none.
+
+    The index shows a figure without its text, so figures of validation slides, by which the model was chosen, and of
+    few slides stay out of it.
+    """
+    if TEST_AUROC not in card.metrics:
+        return "the AUROC of the student was not measured on test slides"
+    match = VALUE.match(str(card.metrics[TEST_AUROC]))
+    if match is None:
+        return "its AUROC on test slides is stated without an interval or a number of slides"
+    n_slides = int(match["slides"])
+    if n_slides < FEWEST_TEST_SLIDES:
+        return (
+            f"its AUROC was measured on {n_slides} test slides, fewer than {FEWEST_TEST_SLIDES}, and that of another "
+            "sample would differ widely"
+        )
+    low, high = float(match["low"]), float(match["high"])
+    name = f"AUROC ({low:.3f} to {high:.3f}), {n_slides} slides{match['rest']}"
+    args = {"n_slides": n_slides, "low": low, "high": high}
+    return {
+        "task": {"type": "image-classification"},
+        "dataset": {"type": "private", "name": "test slides of the training cohort", "split": "test"},
+        "metrics": [{"type": "roc_auc", "name": name, "value": float(match["value"]), "args": args}],
+    }
+
+
+def _index_note(card: Card) -> str:
+    """Return the sentence on a card whose head has no figure; empty if it has one."""
+    reason = _index_result(card)
+    return f"\nThe hub's index of results has no figure of this model: {reason}.\n" if isinstance(reason, str) else ""
 
 
 def _intended_use(card: Card) -> str:

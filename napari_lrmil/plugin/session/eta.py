@@ -170,7 +170,7 @@ def cached_student_attention(
     stain
         Transform of the slide to the model's colour; None if it is not measured yet, or the model has none.
     """
-    from napari_lrmil.core.inference.predict import cache_key
+    from napari_lrmil.core.inference.encoding import cache_key
 
     if last is None or last.bundle_sha256 != bundle.sha256 or not np.array_equal(last.grid.lr_index, grid.lr_index):
         return None

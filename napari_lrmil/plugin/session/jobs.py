@@ -123,7 +123,8 @@ class PredictJob:
     def _partial_result(self) -> Iterator[Event]:
         """Yield the prediction from the patches whose embeddings are in the cache; nothing if there are none."""
         from napari_lrmil.core.features.devices import resolve_device
-        from napari_lrmil.core.inference.predict import cache_key, predict
+        from napari_lrmil.core.inference.encoding import cache_key
+        from napari_lrmil.core.inference.predict import predict
 
         slide = self.open_slides.get_slide(self.slide)
         tissue_grid = self.open_slides.get_tissue_grid(self.slide, self.bundle)

@@ -31,7 +31,7 @@ from napari_lrmil.core.benchmark.tables import factor_table
 from napari_lrmil.core.benchmark.writing import prediction_to_write
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished
-from napari_lrmil.core.inference.predict import student_input, teacher_input
+from napari_lrmil.core.inference.network_input import student_input, teacher_input
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.mil import BagOutput
 from napari_lrmil.core.patching.grid import find_nested_grid

@@ -16,7 +16,8 @@ import torch
 from napari_lrmil.core.errors import BundleError, ResolutionError, TissueError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress, StageDone
 from napari_lrmil.core.features.embedding_cache import CacheKey, EmbeddingCache
-from napari_lrmil.core.inference.predict import center_first_order, predict, softmax_probabilities
+from napari_lrmil.core.inference.encoding import center_first_order
+from napari_lrmil.core.inference.predict import predict, softmax_probabilities
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.metrics.agreement import measure_agreement, pool_to_lr_grid

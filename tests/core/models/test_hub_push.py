@@ -14,10 +14,11 @@ import torch
 import yaml
 from torch import nn
 
+from napari_lrmil.cli.console import FEW_SLIDES
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.models.bundle import SHIPPED, Bundle
 from napari_lrmil.core.models.card import CARD, STUDENT, TEACHER
-from napari_lrmil.core.models.hub_card import write_repository
+from napari_lrmil.core.models.hub_card import FEWEST_TEST_SLIDES, hub_card_text, write_repository
 from napari_lrmil.core.models.hub_push import push_bundle
 from napari_lrmil.core.models.sharing_terms import sharing_terms
 from support.hub_standin import HubStandIn, serve_hub, use_hub
@@ -73,9 +74,48 @@ def test_the_model_card_has_a_head_that_the_hub_reads(hub: HubStandIn) -> None:
     assert card.data.library_name == "napari-lrmil"
     head = yaml.safe_load(text.split("---")[1])
     values = {result["dataset"]["name"]: result["metrics"][0]["value"] for result in head["model-index"][0]["results"]}
-    assert values == {"val slides of the training cohort": 1.0, "test slides of the training cohort": 1.0}
+    assert values == {"test slides of the training cohort": 1.0}  # of validation slides, by which it was chosen, none
+    (metric,) = head["model-index"][0]["results"][0]["metrics"]
+    assert metric["name"] == "AUROC (1.000 to 1.000), 100 slides, interval over patients"
+    assert metric["args"] == {"n_slides": 100, "low": 1.0, "high": 1.0}
+    (result,) = card.data.eval_results
+    assert (result.metric_value, result.dataset_split) == (1.0, "test")
     for part in ("## Intended use", "phantoms only", "--bundle hf:owner/new", "## Licence", "Not a diagnosis"):
         assert part in text
+
+
+INTERVAL = "1.000 (0.500 to 1.000)"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        (
+            {"student, val: AUROC": "1.000 (0.500 to 1.000), 40 slides of 40 patients, interval over patients"},
+            "test slides",
+        ),
+        (
+            {"student, test: AUROC": "1.000 (0.500 to 1.000), 2 slides of 2 patients, interval over patients"},
+            "2 test slides",
+        ),
+        ({"student, test: AUROC": "0.9"}, "without an interval"),
+    ],
+)
+def test_figures_of_few_or_of_validation_slides_are_not_in_the_index(
+    metrics: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    bundle = changed_bundle(tmp_path / "alone", "BSD-3-Clause")
+    card = json.loads((bundle.path / CARD).read_text())
+    (bundle.path / CARD).write_text(json.dumps(card | {"metrics": metrics}))
+    bundle = Bundle(bundle.path)
+    text = hub_card_text(bundle, "owner/new", sharing_terms(bundle))
+    assert "model-index" not in yaml.safe_load(text.split("---")[1])
+    (sentence,) = re.findall(r"The hub's index of results has no figure of this model: (.*)\.", text)
+    assert reason in sentence and all(value in text for value in metrics.values())
+
+
+def test_few_slides_are_as_many_as_on_the_command_line() -> None:
+    assert FEWEST_TEST_SLIDES == FEW_SLIDES
 
 
 def test_the_layout_of_the_mixin_loads_the_student(tmp_path: Path) -> None:
