@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from email.message import Message
+from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from napari_lrmil.core.doctor import licences
 from napari_lrmil.core.doctor.licences import dependency_licences, stated_licence
+from napari_lrmil.core.extras import EXTRAS
 from napari_lrmil.core.models.bundle import SHIPPED
 
 Call = Callable[..., tuple[int, str, str]]
@@ -84,6 +90,39 @@ def test_licences_of_all_dependencies(call: Call) -> None:
     assert "napari-lrmil" not in rows
     assert "pytest" not in rows  # of the extra dev
     assert "mdurl" in rows  # needed by what this program needs
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+@pytest.mark.parametrize(("extra", "names"), [("dicom", ("highdicom", "pydicom")), ("lazyslide", ("pyarrow",))])
+def test_an_extra_is_in_the_table_even_if_it_is_newer_than_the_installed_metadata(
+    extra: str, names: tuple[str, ...], is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source tree that was installed before the extra came has metadata without it."""
+    if any(find_spec(name) is None for name in names):
+        pytest.skip(f"the extra {extra} is not installed")
+    metadata = Message()
+    metadata["Name"] = "napari-lrmil"
+    for known in EXTRAS.keys() - ({extra} if is_new else set()):
+        metadata["Provides-Extra"] = known
+    requires = ["numpy"] if is_new else ["numpy", *(f"{name}; extra == '{extra}'" for name in names)]
+    old = SimpleNamespace(requires=requires, metadata=metadata, version="0.1.0")
+    monkeypatch.setattr(licences, "distribution", lambda name: old if name == "napari-lrmil" else distribution(name))
+    needed_by = {row.name.lower(): row.needed_by for row in dependency_licences()}
+    assert needed_by["numpy"] == "core"
+    assert {needed_by[name] for name in names} == {f"extra {extra}"}
+
+
+def test_every_extra_has_its_licences_listed_and_its_row_in_the_docs() -> None:
+    """An extra that `EXTRAS` lacks would be missing from `doctor`, and from its table of licences."""
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = set(project["optional-dependencies"])
+    assert declared == {*EXTRAS, *licences.UNSHIPPED_EXTRAS}
+    (all_of_them,) = project["optional-dependencies"]["all"]
+    assert set(all_of_them.partition("[")[2].rstrip("]").split(",")) == set(EXTRAS)
+    page = (root / "docs" / "install.md").read_text(encoding="utf-8").split("## Extras")[1].split("\n## ")[0]
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == declared
 
 
 def test_no_dependency_of_the_core_is_without_a_licence() -> None:

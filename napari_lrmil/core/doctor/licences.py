@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
 
 from packaging.requirements import Requirement
 
 from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.extras import EXTRAS
 
 PROGRAM = "napari-lrmil"
 NOT_STATED = "not stated"
@@ -71,7 +72,8 @@ def _collect_needed() -> dict[str, str]:
     """Return distribution -> ``core``, or the extra that brings it. What both need is the core's."""
     needed: dict[str, str] = {}
     queue = [(PROGRAM, "core", frozenset[str]())]
-    for requirement, extra in sorted(_requirements(PROGRAM), key=lambda pair: pair[1]):  # the core's are "": first
+    own = [*_requirements(PROGRAM), *_requirements_of_new_extras()]
+    for requirement, extra in sorted(own, key=lambda pair: pair[1]):  # the core's are "": first
         if extra not in UNSHIPPED_EXTRAS:
             queue.append((requirement.name, f"extra {extra}" if extra else "core", frozenset(requirement.extras)))
         if extra == "":
@@ -106,6 +108,20 @@ def _requirements(name: str) -> Iterator[tuple[Requirement, str]]:
         extra = match[1] if match else ""
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
             yield requirement, extra
+
+
+def _requirements_of_new_extras() -> Iterator[tuple[Requirement, str]]:
+    """Yield the requirements of extras that the installed metadata of this program does not know.
+
+    The metadata of a source tree are of the day when it was installed, and extras may have come since.
+    """
+    installed = _installed(PROGRAM)
+    listed = installed.metadata.get_all("Provides-Extra") if installed is not None else None
+    modules_by_extra = {extra: modules for extra, modules in EXTRAS.items() if extra not in (listed or ())}
+    owners = packages_distributions() if modules_by_extra else {}
+    for extra, modules in modules_by_extra.items():
+        for name in dict.fromkeys(name for module in modules for name in owners.get(module, ())):
+            yield Requirement(name), extra
 
 
 def _installed(name: str) -> Distribution | None:
