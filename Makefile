@@ -5,7 +5,7 @@ BIN = .venv/bin
 PARALLEL = -n 2 --dist loadscope --no-loadscope-reorder
 SLIDE ?=
 
-.PHONY: demo test test-fast fuzz docs test-encoders lint types contract check check-fast clean
+.PHONY: demo test test-fast fuzz docs reference test-encoders lint types contract check check-fast clean
 
 .venv/.ready: pyproject.toml constraints.txt napari.yaml scripts/bootstrap.sh
 	PYTHON="$(PYTHON)" sh scripts/bootstrap.sh
@@ -27,8 +27,11 @@ fuzz: .venv/.ready
 
 # The docs site, in site/. Only this command needs the extra `docs`; a warning of the build is an error.
 docs: .venv/.docs
-	$(BIN)/python scripts/reference_pages.py build/reference
 	$(BIN)/zensical build --clean --strict
+
+# The tables of commands, keys, functions and folders in docs/, after a change of any.
+reference: .venv/.ready
+	$(BIN)/python scripts/reference_pages.py
 
 .venv/.docs: .venv/.ready
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"

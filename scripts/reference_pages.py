@@ -1,14 +1,16 @@
-"""Tables of the docs site, generated from the command line, the training configuration and the packages.
+"""Tables of the docs site, generated from the command line, the training configuration, the API and the packages.
 
-    python scripts/reference_pages.py FOLDER
+    python scripts/reference_pages.py [DOCS]
 
-Writes ``cli.md``, ``configuration.md`` and ``packages.md`` into FOLDER; pages under ``docs/`` include them. The tables
-are generated at every build, so that they cannot differ from the program.
+Writes them into the pages under ``docs/`` between two comments. They stand there so that the pages can be read without
+a build; a test holds them to the program.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -33,12 +35,23 @@ CITATION = re.compile(r"\((?P<page>Method|Real tissue)(?P<section> \d(?:\.\d)?)?
 BRACKETED = re.compile(r"\s*\[(?P<facts>[^\[\]]*)\]$")  # what typer appends to a help text: default, range, required
 
 
-def main(folder: Path) -> None:
-    """Write all generated tables into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tables = {"cli.md": command_line(), "configuration.md": configuration(), "packages.md": packages()}
+BEGIN, END = "<!-- written by scripts/reference_pages.py -->", "<!-- end of what it writes -->"
+BLOCK = re.compile(r"^::: (?P<name>\S+)$", re.MULTILINE)  # of mkdocstrings
+
+
+def main(docs: Path) -> None:
+    """Write all generated tables into the pages of a folder."""
+    tables = {
+        "reference/cli.md": command_line(),
+        "reference/configuration.md": configuration(),
+        "reference/api.md": api((docs / "reference" / "api.md").read_text(encoding="utf-8")),
+        "explanation/architecture.md": packages(),
+    }
     for name, lines in tables.items():
-        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = (docs / name).read_text(encoding="utf-8")
+        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+        table = "\n".join(lines).strip()
+        (docs / name).write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
 
 
 # ---------------------------------------------------------------- command line
@@ -130,17 +143,43 @@ def _type_name(kind: Any) -> str:
     return " or ".join(map(_type_name, parts))  # a union
 
 
+# ---------------------------------------------------------------- Python API
+
+
+def api(page: str) -> Iterator[str]:
+    """Yield a table of what the page documents: each call, or each class of a module, with its first sentence."""
+    yield from ("| name | |", "|---|---|")
+    for match in BLOCK.finditer(page):
+        for entry in _documented(match["name"]):
+            name = f"{entry.__name__}{_arguments(entry)}" if inspect.isfunction(entry) else entry.__name__
+            yield f"| `{_cell(name)}` | {_cell((inspect.getdoc(entry) or '').split(chr(10) * 2)[0])} |"
+
+
+def _documented(name: str) -> list[Any]:
+    """Return a function or class by its full name, or the public classes of a module."""
+    if importlib.util.find_spec(name.rpartition(".")[0]).submodule_search_locations is not None:
+        module = importlib.import_module(name)
+        classes = [value for key, value in vars(module).items() if inspect.isclass(value) and key[0] != "_"]
+        return [value for value in classes if value.__module__ == name]
+    return [getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])]
+
+
+def _arguments(function: Any) -> str:
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
 # ---------------------------------------------------------------- packages
 
 
 def packages() -> Iterator[str]:
-    """Yield a table of folders for each part of the program: what a folder holds, and its modules."""
+    """Yield a table of folders for each part of the program, and what a folder holds."""
     for part in PARTS:
-        yield from (f"### {part.relative_to(ROOT).as_posix()}", "", "| folder | holds | modules |", "|---|---|---|")
+        yield from (f"### {part.relative_to(ROOT).as_posix()}", "", "| folder | holds |", "|---|---|")
         for folder in sorted({path.parent for path in part.rglob("*.py")}):
-            names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
             name = f"`{folder.relative_to(part).as_posix()}/`" if folder != part else "(itself)"
-            yield f"| {name} | {_cell(_first_line(folder / '__init__.py'))} | {_cell(', '.join(names))} |"
+            yield f"| {name} | {_cell(_first_line(folder / '__init__.py'))} |"
         yield ""
 
 
@@ -163,4 +202,4 @@ def _linked(text: str | None) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -153,23 +154,29 @@ def test_options_in_the_pages_exist() -> None:
                 command = call["words"].partition(" -- ")[2].split(" ")[0]
 
 
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the generated reference tables."""
-    folder = tmp_path_factory.mktemp("reference")
-    subprocess.run([sys.executable, ROOT / "scripts" / "reference_pages.py", folder], check=True, timeout=240)
-    return folder
+def test_the_tables_in_the_pages_are_those_of_the_program(tmp_path: Path) -> None:
+    """They stand in the pages themselves, so that the pages can be read without a build; an option changes them."""
+    shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("images"))
+    call = [sys.executable, ROOT / "scripts" / "reference_pages.py", tmp_path / "docs"]
+    subprocess.run(call, check=True, timeout=240)
+    pages = [page.relative_to(DOCS) for page in sorted(DOCS.rglob("*.md"))]
+    old = [page.as_posix() for page in pages if (DOCS / page).read_bytes() != (tmp_path / "docs" / page).read_bytes()]
+    assert not old, "call `python scripts/reference_pages.py`, which writes the tables of these pages anew"
 
 
-def test_command_reference_has_every_command_and_option(tables: Path) -> None:
-    page = (tables / "cli.md").read_text(encoding="utf-8")
+def test_the_pages_need_no_other_file_to_be_read() -> None:
+    assert [page.name for page in PAGES if "--8<--" in page.read_text(encoding="utf-8")] == []
+
+
+def test_command_reference_has_every_command_and_option() -> None:
+    page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
     for name, command in cli_commands().items():
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
         assert [option for option in options_of(command) if option not in section] == [], name
 
 
-def test_configuration_reference_has_every_key_with_its_default(tables: Path) -> None:
-    page = (tables / "configuration.md").read_text(encoding="utf-8")
+def test_configuration_reference_has_every_key_with_its_default() -> None:
+    page = (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8")
     rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
     assert rows["stage1.lambda_attn"].startswith("| `stage1.lambda_attn` | `1.0` |")
     assert rows["stage1.lambda_attn"].endswith("| number, ≥ 0, ≤ 1000 |")
@@ -195,3 +202,18 @@ def test_result_files_page_has_every_key_of_the_schemas() -> None:
     }
     for model, name in models.items():
         assert [key for key in model.model_fields if f"`{key}`" not in sections[name]] == [], name
+
+
+def test_the_cluster_page_has_the_options_of_jobs_with_their_defaults() -> None:
+    from napari_lrmil.core.cohort.slurm import SlurmOptions
+
+    page = (DOCS / "how-to" / "cluster.md").read_text(encoding="utf-8")
+    section = page.split("\n## SLURM\n")[1].split("\n## ")[0]
+    rows = {cells[0]: cells[1] for cells in re.findall(r"^\| `(\w+)` \|([^|]*)\|", section, flags=re.MULTILINE)}
+    defaults = SlurmOptions().model_dump(mode="json")
+    assert list(rows) == list(defaults)
+    for key, cell in rows.items():
+        value = None if key == "python" else defaults[key]  # it depends on the machine
+        assert yaml.safe_load(cell.strip(" `")) in (value or None, value), key
+    example = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0])
+    assert SlurmOptions(**example)
