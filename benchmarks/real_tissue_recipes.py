@@ -17,6 +17,7 @@ from real_tissue_cells import BASE, FOLDS, Cell
 from real_tissue_cohorts import BY_IMAGE, measure_sources
 
 SETTINGS = ("default", "harder", "third")
+HARDER_5X = "harder at 5x"  # slides of "harder", students at 5x
 SEEDS, PERMUTATIONS = 3, 10
 LAMBDA_PATCH = 1.0  # weight of the term of outlines, where a recipe has it
 TEACHER_ALONE = ("teacher", "permuted")  # kinds of cells without a student
@@ -87,6 +88,14 @@ def recipe_cells() -> Iterator[Cell]:
         yield from _grid("student", OUTLINES, setting, 1, {"baselines": [FINETUNED]})
         yield from _grid("student", OLD, setting, 1, {"baselines": [FINETUNED]})
         yield from _grid("uniform", NEW, setting, 1, _UNIFORM)
+    for fold in range(len(FOLDS)):  # are smaller lesions too small at 2.5x, or too few?
+        yield Cell("student", *students_of(HARDER_5X, fold), 0, {"baselines": [FINETUNED]}, NEW)
+
+
+def students_of(setting: str, fold: int) -> tuple[str, int, str]:
+    """Return cohort, fold and resolution of the students of a setting."""
+    slides, _, resolution = setting.partition(" at ")
+    return f"{BY_IMAGE}{slides}", fold, resolution or "2.5x"
 
 
 # One seed of the rows that are no verdict's.

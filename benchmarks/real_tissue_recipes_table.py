@@ -17,7 +17,7 @@ from pathlib import Path
 from real_tissue_cells import FOLDS
 from real_tissue_cohorts import BY_IMAGE
 from real_tissue_panels import draw_row, finish_panel, make_figure
-from real_tissue_recipes import SETTINGS, recipe_cells
+from real_tissue_recipes import HARDER_5X, SETTINGS, recipe_cells, students_of
 from real_tissue_recipes_verdicts import (
     PAIRS,
     Row,
@@ -37,6 +37,7 @@ from real_tissue_table import COHORTS, format_spread, print_table, put_between
 from real_tissue_verdicts import Cells, signed
 
 BEGIN, END = "<!-- written by benchmarks/real_tissue.py --recipes --write -->", "<!-- end of what it writes -->"
+PANELS = {**{setting: COHORTS[setting] for setting in SETTINGS}, HARDER_5X: f"{COHORTS['harder']}, students at 5x"}
 VERDICTS = {True: "held", False: "missed", None: "open"}
 
 
@@ -78,7 +79,7 @@ def print_recipe_tables(folder: Path) -> None:
     goals = recipe_goals(results.cells)
     print_table([["goal", "measured", ""], *([g.statement, g.measured, VERDICTS[g.held]] for g in goals)])
     _print_sources(results.sources)
-    for setting in SETTINGS:
+    for setting in PANELS:
         _print_setting(results.cells, setting)
     _print_every_run(results)
     _print_permutations(results.cells)
@@ -103,7 +104,7 @@ def _print_setting(cells: Cells, setting: str) -> None:
     rows = list(measured_rows(cells, setting))
     if not rows:
         return
-    print(f"\n### Test AUROC: {COHORTS[setting]}\n")
+    print(f"\n### Test AUROC: {PANELS[setting]}\n")
     head = ["method", "seeds", *(f"fold {f}" for f in range(len(FOLDS))), "mean over folds", "validation"]
     print_table([[*head, "lesion AUROC", "ρ"], *(_figures_row(cells, row, setting) for row in rows)])
     pairs = [(a, b, paired_difference(cells, a, b, setting)) for a, b in PAIRS]
@@ -142,17 +143,17 @@ def _print_every_run(results: Results) -> None:
     columns = [(fold, seed) for fold in range(len(FOLDS)) for seed in range(3)]
     print("\n### Every run: test AUROC by fold and seed\n")
     rows = [["slides", "method", *(f"f{fold} s{seed}" for fold, seed in columns)]]
-    for setting in SETTINGS:
-        rows.append([COHORTS[setting], "effective images, patients", *_effective(results, setting, columns)])
+    for setting in PANELS:
+        rows.append([PANELS[setting], "effective images, patients", *_effective(results, setting, columns)])
         for row in measured_rows(results.cells, setting):
             runs = runs_of(results.cells, row, setting)
             values = [auroc(runs[key]["metrics"][row.method]["test"]) if key in runs else None for key in columns]
-            rows.append([COHORTS[setting], row.label, *("" if v is None else f"{v:.3f}" for v in values)])
+            rows.append([PANELS[setting], row.label, *("" if v is None else f"{v:.3f}" for v in values)])
     print_table(rows)
 
 
 def _effective(results: Results, setting: str, columns: Sequence[tuple[int, int]]) -> list[str]:
-    sources = [results.sources.get((f"{BY_IMAGE}{setting}", fold)) for fold, _ in columns]
+    sources = [results.sources.get(students_of(setting, fold)[:2]) for fold, _ in columns]
     return ["" if s is None else f"{s['effective_images']:.1f}, {s['effective_patients']:.1f}" for s in sources]
 
 
@@ -182,14 +183,14 @@ def main() -> None:
     p.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "real_tissue_recipes")
     args = p.parse_args()
     cells = read_results(args.results).cells
-    settings = [s for s in SETTINGS if any(measured_rows(cells, s))]
+    settings = [s for s in PANELS if any(measured_rows(cells, s))]
     rows = list(dict.fromkeys(row for s in settings for row in measured_rows(cells, s)))[::-1]
     figure, axes = make_figure(len(settings), 2.6 + 2.9 * len(settings), 1.2 + 0.32 * len(rows))
     for axis, setting in zip(axes, settings, strict=True):
         for at, row in enumerate(rows):
             figures = fold_figures(cells, row, setting, auroc)
             draw_row(axis, at, figures, over_folds(figures))
-        finish_panel(axis, COHORTS[setting])
+        finish_panel(axis, PANELS[setting])
     axes[0].set_yticks(range(len(rows)), [row.label for row in rows], fontsize=9)
     figure.savefig(args.out)
 

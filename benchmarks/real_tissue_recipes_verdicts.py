@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from real_tissue_cells import FOLDS
-from real_tissue_cohorts import BY_IMAGE
-from real_tissue_recipes import FINETUNED, FROZEN, NEW, OLD, OUTLINES, SETTINGS, UNCOLOURED
+from real_tissue_recipes import FINETUNED, FROZEN, NEW, OLD, OUTLINES, SETTINGS, UNCOLOURED, students_of
 from real_tissue_verdicts import Cells, Expectation, mean, signed
 
 Float = NDArray[np.float64]
@@ -62,12 +61,13 @@ PAIRS = (
 
 
 def runs_of(cells: Cells, row: Row, setting: str) -> dict[tuple[int, int], dict[str, Any]]:
-    """Return (fold, seed) -> cell for the cells that have a row on the slides of a setting."""
+    """Return (fold, seed) -> cell for the cells that have a row in a setting. A teacher alone has no LR resolution."""
+    cohort, _, resolution = students_of(setting, 0)
     return {
         (c["cell"]["fold"], c["cell"]["seed"]): c
         for c in cells
-        if (c["cell"]["kind"], c["cell"]["recipe"]) == (row.kind, row.recipe)
-        and c["cell"]["cohort"] == f"{BY_IMAGE}{setting}"
+        if (c["cell"]["kind"], c["cell"]["recipe"], c["cell"]["cohort"]) == (row.kind, row.recipe, cohort)
+        and (row.kind == "teacher" or c["cell"]["resolution"] == resolution)
         and row.method in c["metrics"]
     }
 

@@ -46,7 +46,9 @@ def recipe_cell(
         for number in range(8)
     ]
     figures = {m: {"auroc": {"value": 1 - n / 4}, "lesion_auroc": 0.9, "agreement": None} for m, n in wrong.items()}
-    cell = {"kind": kind, "recipe": recipe, "cohort": f"image_{setting}", "fold": fold, "seed": seed}
+    slides_of, _, resolution = setting.partition(" at ")
+    cell = {"kind": kind, "recipe": recipe, "cohort": f"image_{slides_of}", "fold": fold, "seed": seed}
+    cell |= {"resolution": resolution or "2.5x"}
     metrics = {m: {"test": f, "val": f} for m, f in figures.items()}
     return {"cell": cell, "cpu_seconds": 360.0, "metrics": metrics, "slides": slides}
 
@@ -177,7 +179,7 @@ def test_tables_and_picture_show_runs_sources_and_cells(
     assert "| default slides | 1 | 60 | 300 | 27 | 21.2 | 3 | 2.0 |" in out
     assert "| default slides | HR teacher, new recipe | 0.750 |  |  | 1.000 |  |  | 0.750 |  |  |" in out
     assert "permuted labels: test AUROC 0.500 over 1 runs" in out
-    assert "7 of 147 cells, 1.0 CPU-hours" in out
+    assert "7 of 150 cells, 1.0 CPU-hours" in out
     monkeypatch.setattr("sys.argv", ["table", str(tmp_path / "runs.png"), "--results", str(tmp_path)])
     table.main()
     assert (tmp_path / "runs.png").stat().st_size > 5000
