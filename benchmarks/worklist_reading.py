@@ -253,7 +253,7 @@ def play(out: Path, real: Path | None, phantoms: int) -> dict[str, Any]:
 
 
 def summary(journal: dict[str, Any], lost: list[str], exported: int) -> dict[str, float | list[str]]:
-    """Return the figures: counts, then the median and the largest of all pages with a stored answer."""
+    """Return the figures: counts, then median, smallest and largest of all pages with a stored answer."""
     figures: dict[str, float | list[str]] = {
         "slides in the list": journal["figures"]["slides"],
         "slides that failed": journal["figures"]["failed"],
@@ -267,7 +267,8 @@ def summary(journal: dict[str, Any], lost: list[str], exported: int) -> dict[str
     }
     for name in journal["pages"][0]:
         values = [one[name] for one in journal["pages"]]
-        figures[f"{name}, median"], figures[f"{name}, largest"] = statistics.median(values), max(values)
+        for kind, choose in (("median", statistics.median), ("smallest", min), ("largest", max)):
+            figures[f"{name}, {kind}"] = choose(values)
     if lost:
         figures["lost"] = lost
     return figures
