@@ -34,7 +34,12 @@ from napari_lrmil.cli.console import (
     show_progress,
     with_finished_event,
 )
-from napari_lrmil.cli.disk_check import IgnoreDiskOption, require_feature_disk, require_training_disk
+from napari_lrmil.cli.disk_check import (
+    IgnoreDiskOption,
+    require_conversion_disk,
+    require_feature_disk,
+    require_training_disk,
+)
 from napari_lrmil.cli.ladder import (
     BudgetOption,
     BundlesOption,
@@ -43,6 +48,7 @@ from napari_lrmil.cli.ladder import (
     require_climb_options,
     single_bundle,
 )
+from napari_lrmil.cli.predict import ArtefactsOption
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.extras import require_extra
 from napari_lrmil.core.formatting import format_count
@@ -154,7 +160,10 @@ def features(
     ] = None,
     convert: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="in place of --encoder: features of another program, written anew"),
+        typer.Option(
+            metavar="FOLDER",
+            help="features of another program, written anew; with --encoder, which made them, a sample is checked",
+        ),
     ] = None,
     hr_mapping: HrMappingOption = None,
     layout: Annotated[
@@ -167,39 +176,36 @@ def features(
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
     allow_missing: AllowMissingOption = False,
+    exclude_artefacts: ArtefactsOption = False,
     part: PartOption = None,
     ignore_disk: IgnoreDiskOption = False,
 ) -> None:
     """Extract the features of a cohort, one HDF5 file per slide in TRIDENT's layout. Existing files are kept."""
     from lrmil_training.data.conversion import ConvertTask
     from lrmil_training.data.features import FeatureTask, cached_encoder, refuse_foreign_features, unlabelled_slide
-    from napari_lrmil.core.encoders import encoder_notice
+    from lrmil_training.runs.event_log import WITHOUT_ARTEFACTS
     from napari_lrmil.core.features.layouts.writers import require_format
 
     require_format(layout)
-    if (encoder is None) == (convert is None):
-        raise typer.BadParameter("expected either --encoder or --convert")
-    if convert is not None:
-        execution = ExecutionOptions(workers, scheduler, memory, "cpu")
-        source, target = execution.resolve_path(convert), execution.resolve_path(folder)
-        _convert(cohort, ConvertTask(source, tuple(hr_mapping or ()), target, layout), folder, execution, part)
-        return
-    assert encoder is not None
-    # The terms of use are printed before weights are downloaded.
-    if notice := encoder_notice(encoder):
-        print_notice("", notice)
+    if encoder is None and convert is None:
+        raise typer.BadParameter("expected --encoder, or --convert, or both")
     execution = ExecutionOptions(workers, scheduler, memory, device)
     require_writable(folder)
+    if convert is not None:
+        if exclude_artefacts:
+            raise typer.BadParameter("--exclude-artefacts chooses patches, and those of --convert are chosen already")
+        name, sha256 = ("", "") if encoder is None else _load_encoder(encoder, execution)
+        source, target = execution.resolve_path(convert), execution.resolve_path(folder)
+        conversion = ConvertTask(source, tuple(hr_mapping or ()), target, layout, name, sha256, device)
+        _convert(cohort, folder, conversion, execution, part, ignore_disk=ignore_disk)
+        return
+    assert encoder is not None
+    folder = folder / WITHOUT_ARTEFACTS if exclude_artefacts else folder  # other patches, as in the folder of a run
     jobs, left_out = _slide_jobs(cohort, execution, part)
-    # Only a file has a path to resolve; other encoders are names that every worker can look up.
-    name = str(execution.resolve_path(Path(encoder))) if Path(encoder).is_file() else encoder
-    # Loaded here first, so that a broken encoder fails once and not once per slide.
-    loaded = cached_encoder(name)
-    execution.require_device()
-    task = FeatureTask(
-        name, loaded.sha256, mpp, patch_px, execution.resolve_path(folder), device, allow_missing, layout
-    )
-    request = task.request(loaded)
+    name, sha256 = _load_encoder(encoder, execution)
+    place = execution.resolve_path(folder)
+    task = FeatureTask(name, sha256, mpp, patch_px, place, device, allow_missing, layout, exclude_artefacts)
+    request = task.request(cached_encoder(name))
     files = [request.path(unlabelled_slide(job)) for job in jobs]
     for file in files:
         refuse_foreign_features(file, request)  # before any work: they would be overwritten
@@ -209,6 +215,24 @@ def features(
     count = progress.done + progress.reused
     print_result(f"{count} of {format_count(progress.total, 'slide')} -> {folder}")
     exit_if_failed(progress)
+
+
+def _load_encoder(encoder: str, execution: ExecutionOptions) -> tuple[str, str]:
+    """Load an encoder and return its name for all workers, and the hash of its weights.
+
+    It is loaded here first, so that a broken encoder fails once and not once per slide.
+    """
+    from lrmil_training.data.features import cached_encoder
+    from napari_lrmil.core.encoders import encoder_notice
+
+    # The terms of use are printed before weights are downloaded.
+    if notice := encoder_notice(encoder):
+        print_notice("", notice)
+    # Only a file has a path to resolve; other encoders are names that every worker can look up.
+    name = str(execution.resolve_path(Path(encoder))) if Path(encoder).is_file() else encoder
+    loaded = cached_encoder(name)
+    execution.require_device()
+    return name, loaded.sha256
 
 
 def _slide_jobs(cohort: Path, execution: ExecutionOptions, part: str | None) -> tuple[list[SlideJob], Sequence[str]]:
@@ -241,14 +265,20 @@ def _run_features(
     )
 
 
-def _convert(cohort: Path, task: ConvertTask, folder: Path, execution: ExecutionOptions, part: str | None) -> None:
+def _convert(
+    cohort: Path, folder: Path, task: ConvertTask, execution: ExecutionOptions, part: str | None, *, ignore_disk: bool
+) -> None:
     """Write the features of another program anew, for every slide of a table or folder, or a part of them."""
+    from lrmil_training.data.features import unlabelled_slide
     from napari_lrmil.core.features.layouts.find import find_feature_folder
     from napari_lrmil.core.features.layouts.plain import parse_mapping
 
-    require_writable(folder)
     source = find_feature_folder(task.source, parse_mapping(task.mapping))  # a wrong folder fails once
     jobs, left_out = _slide_jobs(cohort, execution, part)
+    if not ignore_disk:
+        require_conversion_disk(folder, source, [unlabelled_slide(job).name for job in jobs], task.layout)
+    if not task.encoder:
+        print_notice("", "no patch is encoded again; to check a sample, name the encoder of the features by --encoder")
     progress = _run_features(jobs, task, execution, folder, left_out, part)
     count, slides = progress.done + progress.reused, format_count(progress.total, "slide")
     print_result(f"{count} of {slides}, from {source.layout} to {task.layout} -> {folder}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,11 +18,12 @@ from napari_lrmil.core.atomic_files import _partial_name
 from napari_lrmil.core.features.bag import Bag, read_bag
 from napari_lrmil.core.features.layouts.find import find_feature_folder
 from napari_lrmil.core.features.layouts.proof import prove_patches
+from napari_lrmil.core.features.layouts.writers import layout_bytes
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.grid import find_nested_grid
 from napari_lrmil.core.slides.slide import Slide
 from support import foreign_features as ff
-from support.phantoms import copy_cohort
+from support.phantoms import copy_cohort, paint_inked
 from support.trained import Trained
 
 Call = Callable[..., tuple[int, str, str]]
@@ -86,7 +89,9 @@ def test_files_of_another_program_are_never_written_over(
 def test_a_wrong_call_is_refused(cohort: Path, bags: list[Bag], tmp_path: Path, call: Call) -> None:
     out = ("--out", tmp_path / "out")
     code, _, err = call("features", cohort, *out)
-    assert code == 2 and "either --encoder or --convert" in err
+    assert code == 2 and "--encoder, or --convert" in err
+    code, _, err = call("features", cohort, *out, "--convert", tmp_path, "--exclude-artefacts")
+    assert code == 2 and "are chosen already" in err
     code, _, err = call("features", cohort, *out, "--convert", tmp_path, "--format", "csv")
     assert code == 2 and "expected trident, clam, stamp" in err
     code, _, err = call("features", cohort, *out, "--convert", tmp_path)
@@ -96,6 +101,60 @@ def test_a_wrong_call_is_refused(cohort: Path, bags: list[Bag], tmp_path: Path, 
     mapping = [word for text in ff.PLAIN_H5[:4] for word in ("--hr-mapping", text)]
     code, _, err = call("features", cohort, *out, "--convert", tmp_path / "plain", *mapping)
     assert code == 3 and "--hr-mapping patch_px=256" in err.replace("\n", " ")
+
+
+def test_a_sample_is_encoded_again_by_the_encoder_that_is_named(
+    cohort: Path, bags: list[Bag], trained: Trained, tmp_path: Path, call: Call
+) -> None:
+    """The features of one slide are in their order, those of the other are not; without an encoder the call says so."""
+    code, _, err = call("features", cohort, "--encoder", trained.encoder, "--patch-px", 64, "--out", tmp_path / "own")
+    assert code == 0, err
+    first, second = (read_bag(file) for file in sorted((tmp_path / "own").glob("20x_*/features_*/*.h5")))
+    for bag in (first, replace(second, features=np.ascontiguousarray(second.features[::-1]))):
+        ff.write_trident(tmp_path / "in", bag)
+    arguments = ("features", cohort, "--convert", tmp_path / "in", "--out", tmp_path / "out")
+    code, out, err = call(*arguments, "--encoder", trained.encoder)
+    assert code == 3 and "1 of 2 slides" in out and "4 patches encoded again by" in err
+    (line,) = (tmp_path / "out" / "failures.csv").read_text().splitlines()[1:]
+    assert second.origin.slide in line and "leave --encoder out" in line and "expected 0.99 or more" in line
+    code, _, err = call(*arguments)
+    assert code == 0 and "no patch is encoded again" in err
+    ff.write_trident(tmp_path / "narrow", bags[0])
+    arguments = ("features", cohort, "--convert", tmp_path / "narrow", "--out", tmp_path / "other")
+    code, _, err = call(*arguments, "--encoder", trained.encoder)
+    assert code == 3 and "8 dimensions, and the encoder" in err.replace("\n", " ")
+
+
+def test_a_disk_that_would_not_hold_the_conversion_is_refused(
+    cohort: Path, bags: list[Bag], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sizes of the files are what is written, within a tenth."""
+    for bag in bags:
+        folder = ff.write_trident(tmp_path / "in", replace(bag, features=np.tile(bag.features, 64)))
+    arguments = ("features", cohort, "--convert", folder, "--out", tmp_path / "out", "--format", "clam")
+    assert call(*arguments)[0] == 0
+    written = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.suffix in (".h5", ".pt"))
+    expected = sum(layout_bytes("clam", (len(bag), 512)) for bag in bags)
+    assert expected == pytest.approx(written, rel=0.1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(expected) - 1))
+    code, _, err = call(*arguments)
+    assert code == 2 and "2 slides in the layout clam; counted on 2 slides" in err.replace("\n", " ")
+    assert call(*arguments, "--ignore-disk")[0] == 0
+
+
+def test_features_without_artefacts_lie_in_a_folder_of_their_own(trained: Trained, tmp_path: Path, call: Call) -> None:
+    """It is the folder that a run with the same settings looks for in a shared folder of features."""
+    slides = tmp_path / "slides"
+    paint_inked(slides)
+    (slides / "plain.tif").unlink()
+    options = ("--encoder", trained.encoder, "--patch-px", 64, "--out", tmp_path / "features")
+    assert call("features", slides, *options)[0] == 0
+    code, out, err = call("features", slides, *options, "--exclude-artefacts")
+    assert code == 0 and "without_artefacts" in out, err
+    (whole,) = (tmp_path / "features").glob("20x_*/features_*/inked.h5")
+    clean = read_bag(tmp_path / "features" / "without_artefacts" / whole.relative_to(tmp_path / "features"))
+    assert {*map(tuple, clean.coords)} < {*map(tuple, read_bag(whole).coords)}
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")

@@ -7,7 +7,10 @@ import shutil
 from itertools import zip_longest
 from pathlib import Path
 
-from napari_lrmil.core.phantom import LESION, NORMAL, make_cohort
+from napari_lrmil.core.phantom import LESION, NORMAL, PhantomSlide, make_cohort, write_slide
+from napari_lrmil.core.phantom.artefact_paint import paint_pen
+from napari_lrmil.core.slides.slide import Slide
+from support.fake_slides import write_tiff
 
 SIZE_PX = (1024, 768)
 SPLITS = (("train", 8, 1), ("val", 4, 2), ("test", 4, 3))  # name, slides, seed
@@ -17,6 +20,14 @@ def paint_cohort(folder: Path) -> None:
     """Paint sixteen slides of 512 x 384 µm, half of each split with lesions, and write their table, ``cohort.csv``."""
     for split, slides, seed in SPLITS:
         list(make_cohort(folder, slides, SIZE_PX, seed, split=split))
+
+
+def paint_inked(folder: Path) -> Path:
+    """Paint a slide of normal tissue, 1024 x 768 µm, with green ink on its tissue; return its file."""
+    path = write_slide(folder, PhantomSlide("plain", NORMAL, 300, (2048, 1536)))
+    with Slide(path) as slide:
+        pixels, _ = paint_pen(slide.read_level(0, 0, 0, slide.width, slide.height), 0.5, (0.25, 0.66, 0.40))
+    return write_tiff(folder / "inked.tif", pixels, (1.0, 4.0), mpp=(0.5, 0.5))
 
 
 def copy_cohort(table: Path, folder: Path, **slides: int) -> Path:

@@ -11,6 +11,7 @@ from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.formatting import format_size
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.grid import find_tissue_grid
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.slides.slide import Slide
 
 SAMPLED_SLIDES = 4  # whose tissue is segmented: about a second each, if slides are large
@@ -29,14 +30,16 @@ class PatchCounts:
     slides: int
 
 
-def count_sample_patches(slides: Sequence[OpenSlide], plan: PatchPlan) -> PatchCounts | None:
+def count_sample_patches(
+    slides: Sequence[OpenSlide], plan: PatchPlan, config: TissueConfig | None = None
+) -> PatchCounts | None:
     """Return the patches of a few slides, evenly taken from a cohort; None if none of them can be read."""
     step = max(1, len(slides) // SAMPLED_SLIDES)
     counts: list[tuple[int, int]] = []
     for open_slide in slides[::step][:SAMPLED_SLIDES]:
         try:
             with open_slide() as slide:
-                grid = find_tissue_grid(slide, plan).grid
+                grid = find_tissue_grid(slide, plan, config).grid
         except LrmilError:  # it is reported with its reason when its features are computed
             continue
         counts.append((len(grid.hr_index), len(grid.lr_index)))

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,7 @@ from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_files import SLIDE_ENDINGS, SlideSearch
 from napari_lrmil.core.slides.slide_names import slide_name
@@ -77,8 +79,8 @@ class SlideCheck:
         Number of patches with tissue, for `plan`.
     seconds
         Time to open the slide and find its tissue.
-    plan
-        Resolutions and patch sizes of the check.
+    plan, tissue
+        Resolutions, patch sizes and tissue mask of the check.
     lacks_mpp
         Whether the file states no resolution.
     is_missing
@@ -91,6 +93,7 @@ class SlideCheck:
     hr_patches: int = 0
     seconds: float = 0.0
     plan: PatchPlan = field(default_factory=PatchPlan)
+    tissue: TissueConfig = field(default_factory=TissueConfig)
     lacks_mpp: bool = False
     is_missing: bool = False
 
@@ -111,23 +114,24 @@ class ClassCount:
     patients: int
 
 
-def check_slide(row: CohortRow, plan: PatchPlan) -> SlideCheck:
+def check_slide(row: CohortRow, plan: PatchPlan, tissue: TissueConfig | None = None) -> SlideCheck:
     """Check a slide: it opens, states its resolution, and has tissue; a failure is returned as the fault."""
-    start, lacks_mpp = time.perf_counter(), False
+    start, lacks_mpp, tissue = time.perf_counter(), False, tissue or TissueConfig()
+    checked = partial(SlideCheck, plan=plan, tissue=tissue)
     try:
         with Slide(row.path, mpp=float(row.mpp) if row.mpp else None) as slide:
             lacks_mpp = not slide.has_mpp
             if plan.hr_mpp < plan.lr_mpp:  # equal without a teacher; the grid below checks LR
                 require_resolution(slide, plan.hr_mpp, "teacher (HR)")
-            grid = find_tissue_grid(slide, plan).grid
+            grid = find_tissue_grid(slide, plan, tissue).grid
             mpp = slide.mpp.mean
     except LrmilError as error:
         seconds, fault = time.perf_counter() - start, _drop_path(error, row.path)
         is_missing = not row.path.exists()
-        return SlideCheck(fault, seconds=seconds, plan=plan, lacks_mpp=lacks_mpp, is_missing=is_missing)
+        return checked(fault, seconds=seconds, lacks_mpp=lacks_mpp, is_missing=is_missing)
     except Exception as error:  # any library error on a damaged file: it concerns this slide, not the table
-        return SlideCheck(f"cannot be read ({type(error).__name__}: {error})", plan=plan)
-    return SlideCheck("", mpp, len(grid.lr_index), len(grid.hr_index), time.perf_counter() - start, plan)
+        return checked(f"cannot be read ({type(error).__name__}: {error})")
+    return checked("", mpp, len(grid.lr_index), len(grid.hr_index), time.perf_counter() - start)
 
 
 def _drop_path(error: LrmilError, path: Path) -> str:
@@ -170,8 +174,8 @@ class CohortTable:
         Whether the file has the current content.
     edited
         Whether the user changed something since the table was opened, built or saved.
-    plan
-        Resolutions and patch sizes for the checks.
+    plan, tissue
+        Resolutions, patch sizes and tissue mask for the checks.
     notices
         Sentences on what was left out when the table was opened or built, or read in another way than it is written.
     """
@@ -183,7 +187,7 @@ class CohortTable:
         self.path: Path | None = None
         self.saved = self.edited = False
         self.notices: tuple[str, ...] = ()
-        self.plan = PatchPlan()
+        self.plan, self.tissue = PatchPlan(), TissueConfig()
         self.allows_unlabelled = False  # the settings have a teacher of another program, which replaces labels
         self._checks: dict[tuple[Path, str], SlideCheck] = {}
         self._columns: list[str] = []  # of the opened file, in its order
@@ -414,18 +418,21 @@ class CohortTable:
             self.allows_unlabelled = allowed
             self.changed.emit()
 
-    def choose_plan(self, plan: PatchPlan) -> None:
-        """Change resolutions and patch sizes; all slides become unchecked."""
-        if plan != self.plan:
-            self.plan, self._checks = plan, {}
-            self.changed.emit()
+    def choose_plan(self, plan: PatchPlan, tissue: TissueConfig | None = None) -> bool:
+        """Change resolutions, patch sizes and tissue mask; return whether all slides became unchecked by it."""
+        tissue = tissue or TissueConfig()
+        if (plan, tissue) == (self.plan, self.tissue):
+            return False
+        self.plan, self.tissue, self._checks = plan, tissue, {}
+        self.changed.emit()
+        return True
 
     def checking(self) -> Iterator[Event]:
         """Check every unchecked slide, one at a time, and yield each result as a `Partial` of `SlideChecked`."""
-        rows, plan = self.unchecked, self.plan
+        rows, plan, tissue = self.unchecked, self.plan, self.tissue
         for done, row in enumerate(rows):
             yield Progress("slides", done, len(rows), "slides")
-            yield Partial(SlideChecked(row.key, check_slide(row, plan)))
+            yield Partial(SlideChecked(row.key, check_slide(row, plan, tissue)))
         yield Finished()
 
     def handle(self, event: Event) -> None:
@@ -433,7 +440,7 @@ class CohortTable:
         if (
             isinstance(event, Partial)
             and isinstance(event.result, SlideChecked)
-            and event.result.check.plan == self.plan
+            and (event.result.check.plan, event.result.check.tissue) == (self.plan, self.tissue)
         ):
             self._checks[event.result.key] = event.result.check
             self.changed.emit()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from napari_lrmil.core.events import Event, Finished
 from napari_lrmil.core.geometry import BoxLevel0, PatchPlan
 from napari_lrmil.core.patching.grid import find_tissue_grid
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.slides.slide import Slide
 
 PICTURE_PX = 288  # side of each of the two pictures
@@ -51,10 +52,12 @@ class PatchPairPicture:
         return f"Teacher (HR): {p.n} × {p.n} of {p.hr_patch_px} px of {p.hr_mpp:g} µm = {p.hr_um:g} µm each"
 
 
-def draw_patch_pair(path: Path, mpp: float | None, plan: PatchPlan) -> Iterator[Event]:
+def draw_patch_pair(
+    path: Path, mpp: float | None, plan: PatchPlan, tissue: TissueConfig | None = None
+) -> Iterator[Event]:
     """Draw the LR patch with the most tissue; the `Finished` event has the `PatchPairPicture`."""
     with Slide(path, mpp=mpp) as slide:
-        grid = find_tissue_grid(slide, plan).grid
+        grid = find_tissue_grid(slide, plan, tissue).grid
         children = np.bincount(grid.parent, minlength=len(grid.lr_index))
         full = np.flatnonzero(children == children.max())
         chosen = full[len(full) // 2]  # from the middle of the slide: the first is at the edge of the tissue

@@ -236,8 +236,7 @@ class TrainWidget(DockWidget):
         config = self.form.check()
         if config is not None:
             self.table.allow_unlabelled(config.teacher.mil is not None)
-            if config.plan != self.table.plan:
-                self.table.choose_plan(config.plan)
+            if self.table.choose_plan(config.plan, config.tissue):
                 self._checks.submit(self.table.checking)  # ends the checks for the old patch sizes
             self._encoder_info.submit(partial(_describe_encoder, config.encoder.teacher))
         self._draw_picture()
@@ -256,7 +255,7 @@ class TrainWidget(DockWidget):
     def _draw_picture(self) -> None:
         """Draw the patches of the first usable slide, if they are not drawn yet."""
         first = next(iter(self.table.usable), None)
-        key = (first[0].key, self.table.plan) if first else None
+        key = (first[0].key, self.table.plan, self.table.tissue) if first else None
         if key == self._preview_key:
             return
         self._preview_key = key
@@ -264,7 +263,8 @@ class TrainWidget(DockWidget):
             self.form.show_picture(None)
             return
         row, _ = first
-        self._pictures.submit(partial(draw_patch_pair, row.path, float(row.mpp) if row.mpp else None, self.table.plan))
+        mpp = float(row.mpp) if row.mpp else None
+        self._pictures.submit(partial(draw_patch_pair, row.path, mpp, self.table.plan, self.table.tissue))
 
     def _pictured_event(self, event: Event) -> None:
         if isinstance(event, Finished) and isinstance(event.result, PatchPairPicture):

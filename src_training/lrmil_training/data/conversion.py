@@ -9,12 +9,15 @@ from typing import ClassVar
 
 import h5py
 import numpy as np
+import torch
 
-from lrmil_training.data.features import unlabelled_slide
+from lrmil_training.data.features import cached_encoder, require_same_weights, unlabelled_slide
+from lrmil_training.data.hr_sample import SAMPLED_PATCHES, SampleCheck
 from napari_lrmil.core.cohort import SlideJob, TaskResult
 from napari_lrmil.core.errors import BagError
 from napari_lrmil.core.events import Event, Notice, Progress
 from napari_lrmil.core.features.bag import BagOrigin
+from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.layouts.find import find_feature_folder
 from napari_lrmil.core.features.layouts.foreign import ForeignFeatures
 from napari_lrmil.core.features.layouts.plain import parse_mapping
@@ -23,6 +26,8 @@ from napari_lrmil.core.features.layouts.steps import typical_step
 from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_in_layout
 from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.slides.slide import Slide
+
+REMEDY = "name the encoder that made them by --encoder, or leave --encoder out"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class ConvertTask:
         Folder of the new files.
     layout
         Their layout.
+    encoder, encoder_sha256
+        Name for `find_encoder` of the encoder that made them, of which a sample is encoded again, and the hash that its
+        weights must have; empty: no patch is encoded.
+    device
+        Device of the encoder.
     """
 
     shared_imports: ClassVar = (__name__,)
@@ -44,9 +54,13 @@ class ConvertTask:
     mapping: tuple[str, ...]
     folder: Path
     layout: str = "trident"
+    encoder: str = ""
+    encoder_sha256: str = ""
+    device: str = "cpu"
 
     def prepare(self, threads: int) -> None:
-        """Nothing is computed."""
+        """Set the number of threads that torch uses in this process."""
+        torch.set_num_threads(threads)
 
     def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         """Read, prove and write the features of a slide.
@@ -62,6 +76,8 @@ class ConvertTask:
             yield from (Notice(text, row.name) for text in slide.warnings)
             patches = prove_patches(foreign, slide)
             origin = origin_of_foreign(foreign, patches, slide)
+            if self.encoder:
+                yield Notice(self._check_sample(slide, foreign, patches), row.name)
         yield from (Notice(text, row.name) for text in patches.notices)
         yield Progress("writing", 0, 1, "files")
         rows = FeatureRows(origin, patches.corners, foreign.shape[1], foreign.chunks, _overlap(foreign, patches))
@@ -72,6 +88,18 @@ class ConvertTask:
         return TaskResult(
             f"features of {format_count(foreign.shape[0], 'patch', 'patches')} from {foreign.layout}", path
         )
+
+    def _check_sample(self, slide: Slide, foreign: ForeignFeatures, patches: ProvenPatches) -> str:
+        """Encode a sample of patches again; return a sentence, or raise as `SampleCheck.cosine` does."""
+        loaded, device = cached_encoder(self.encoder), resolve_device(self.device)
+        require_same_weights(loaded, self.encoder, self.encoder_sha256)
+        name, dim = loaded.spec.full_name, loaded.encoder.dim
+        if foreign.shape[1] != dim:
+            raise BagError(foreign.path, f"{foreign.shape[1]} dimensions, and the encoder {name} has {dim}; {REMEDY}")
+        px = patches.patch_px or patches.side
+        check = SampleCheck(loaded.encoder.to(device), name, SAMPLED_PATCHES, px, torch.device(device), REMEDY)
+        count, cosine = check.cosine(slide, foreign, patches)
+        return f"{count} patches encoded again by {name} agree (cosine {cosine:.4f})"
 
 
 def origin_of_foreign(foreign: ForeignFeatures, patches: ProvenPatches, slide: Slide) -> BagOrigin:

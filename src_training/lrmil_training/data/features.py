@@ -347,6 +347,9 @@ class FeatureTask:
         Whether slides are used of which more than a third of the tissue is missing.
     layout
         ``trident``, or a further layout in which the features are written too, ``clam`` or ``stamp``.
+    exclude_artefacts
+        Whether pen, folds, air bubbles and blur are left out. Such features are of other patches, so `folder` must hold
+        no others.
     """
 
     shared_imports: ClassVar = (__name__,)
@@ -358,6 +361,7 @@ class FeatureTask:
     device: str = "auto"
     allow_missing: bool = False
     layout: str = "trident"
+    exclude_artefacts: bool = False
 
     def prepare(self, threads: int) -> None:
         """Set the number of threads that torch uses in this process."""
@@ -375,14 +379,14 @@ class FeatureTask:
             high=False,
             folder=self.folder,
             allow_missing=self.allow_missing,
+            tissue=TissueConfig(exclude_artefacts=self.exclude_artefacts),
         )
 
     def __call__(self, work: SlideJob) -> Generator[Event, None, TaskResult]:
         """Extract the features of a slide, unless its file is up to date, and write the file."""
         # Each worker loads the encoder by name, so the name could mean another file by now: the hash decides.
         loaded, row, device = cached_encoder(self.encoder), unlabelled_slide(work), resolve_device(self.device)
-        if loaded.sha256 != self.encoder_sha256:
-            raise EncoderError(f"{self.encoder} is not the encoder that the work began with; start the call again")
+        require_same_weights(loaded, self.encoder, self.encoder_sha256)
         loaded.encoder.to(device)
         request, began = self.request(loaded), time.process_time()
         path = request.path(row)
@@ -410,6 +414,12 @@ class FeatureTask:
             return path
         other = feature_file(self.folder / self.layout, self.layout, bag.origin)
         return write_in_layout(other, self.layout, FeatureRows.of_bag(bag))[0]
+
+
+def require_same_weights(loaded: LoadedEncoder, name: str, sha256: str) -> None:
+    """Raise `EncoderError` if the encoder that a worker loaded by name is not the one that the call began with."""
+    if loaded.sha256 != sha256:
+        raise EncoderError(f"{name} is not the encoder that the work began with; start the call again")
 
 
 def unlabelled_slide(work: SlideJob) -> CohortSlide:

@@ -9,8 +9,10 @@ import pytest
 from lrmil_training.data.cohort import read_cohort
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.plugin.train.cohort_table import COLUMNS, ClassCount, CohortRow, CohortTable, check_slide, find_slides
 from support.fake_slides import glass, one_sentence, speckled, write_tiff
+from support.phantoms import paint_inked
 
 SMALL = PatchPlan(hr_patch_px=64, lr_patch_px=64)
 
@@ -195,6 +197,20 @@ def test_checks_come_one_by_one_and_those_of_other_patch_sizes_are_dropped(tmp_p
     for event in events:
         table.handle(event)
     assert len(table.unchecked) == 4
+
+
+def test_patches_are_counted_as_the_settings_leave_artefacts_out(tmp_path: Path) -> None:
+    """Checks of another mask are dropped, as those of other patch sizes."""
+    row, without = CohortRow(paint_inked(tmp_path)), TissueConfig(exclude_artefacts=True)
+    clean = check_slide(row, SMALL, without)
+    assert 0 < clean.lr_patches < check_slide(row, SMALL).lr_patches
+    table = opened(written(tmp_path, patients=2))
+    assert table.choose_plan(SMALL) and not table.choose_plan(SMALL)
+    (*events, _) = table.checking()
+    assert table.choose_plan(SMALL, without) and table.tissue == without
+    for event in events:
+        table.handle(event)
+    assert len(table.unchecked) == len(table.rows)
 
 
 def test_labels_may_be_empty_if_a_teacher_is_given(tmp_path: Path) -> None:

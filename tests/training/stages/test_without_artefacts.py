@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +23,10 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.card import card_text
 from napari_lrmil.core.patching.grid import find_tissue_grid
 from napari_lrmil.core.patching.tissue import TissueConfig
-from napari_lrmil.core.phantom import NORMAL, PhantomSlide, write_slide
-from napari_lrmil.core.phantom.artefact_paint import paint_pen
-from napari_lrmil.core.slides.slide import Slide
-from support.fake_slides import write_tiff
 from support.networks import untrained_bundle, untrained_encoder
+from support.phantoms import paint_inked
 
-CPU, SIZE = torch.device("cpu"), (2048, 1536)
+CPU = torch.device("cpu")
 SETTINGS = {"lr_mpp": 1.0, "hr_patch_px": 64, "lr_patch_px": 64}
 
 
@@ -36,12 +34,10 @@ SETTINGS = {"lr_mpp": 1.0, "hr_patch_px": 64, "lr_patch_px": 64}
 def inked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a cohort table of one slide with green ink on its tissue, in two rows."""
     folder = tmp_path_factory.mktemp("inked")
-    path = write_slide(folder, PhantomSlide("plain", NORMAL, 300, SIZE))
-    with Slide(path) as slide:
-        pixels, _ = paint_pen(slide.read_level(0, 0, 0, *SIZE), 0.5, (0.25, 0.66, 0.40))
+    path = paint_inked(folder)
     rows = ["slide,label,patient,split,mpp"]
     for name, label, split in (("a", "normal", "train"), ("b", "lesion", "train"), ("c", "normal", "val")):
-        write_tiff(folder / f"{name}.tif", pixels, (1.0, 4.0), mpp=(0.5, 0.5))
+        shutil.copy(path, folder / f"{name}.tif")
         rows.append(f"{name}.tif,{label},{name},{split},0.5")
     (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
     return folder / "cohort.csv"

@@ -18,6 +18,7 @@ from napari_lrmil.core.features.layouts.foreign import readable
 from napari_lrmil.core.geometry import Int64
 
 FORMATS = ("trident", "clam", "stamp")
+FILE_BYTES = 20_000  # of an HDF5 file without its arrays
 STAMP_VERSION = "2.4.0"  # of the layout; older programs read no version
 
 # Attributes of this program, which TRIDENT's own files of coordinates lack.
@@ -95,6 +96,13 @@ def possible_files(folder: Path, slides: Collection[str]) -> list[Path]:
     below = [path for path in folder.rglob("*") if path.is_dir()]
     names = [f"{slide}{end}" for slide in slides for end in (".h5", ".pt", "_patches.h5")]
     return [place / name for place in below for name in names]
+
+
+def layout_bytes(layout: str, shape: tuple[int, int]) -> float:
+    """Return the size of the files of (N, D) features in a layout, with those of coordinates."""
+    numbers = {"trident": 4, "clam": 8, "stamp": 2}[layout]  # bytes: CLAM has HDF5 and tensor, STAMP float16
+    coordinates = {"trident": 32, "clam": 16, "stamp": 8}[layout]
+    return shape[0] * (shape[1] * numbers + coordinates) + FILE_BYTES
 
 
 def write_in_layout(path: Path, layout: str, stored: FeatureRows) -> list[Path]:
