@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 from napari_lrmil.core.errors import DiskFullError, ReviewError
 from napari_lrmil.core.geometry import Bounds
@@ -15,14 +16,19 @@ from napari_lrmil.core.patching.regions import Region, read_regions, write_regio
 from napari_lrmil.core.slides.slide_names import safe_name
 from napari_lrmil.core.worklist.review import normal_reviewer
 
-ANNOTATION_CLASSES: dict[str, Rgb] = {  # names and colours of QuPath's default classes
-    "Tumor": (200, 0, 0),
-    "Stroma": (150, 200, 150),
-    "Immune cells": (160, 90, 160),
-    "Necrosis": (50, 50, 50),
-    "Artefact": (180, 180, 180),
-    "Other": (255, 200, 0),
+# Classes by the names of QuPath. Colours that the colour-blind tell apart (Okabe and Ito 2008), without those that H&E
+# or attention hides.
+ANNOTATION_CLASSES: dict[str, Rgb] = {
+    "Tumor": (213, 94, 0),
+    "Stroma": (0, 114, 178),
+    "Immune cells": (0, 158, 115),
+    "Necrosis": (0, 0, 0),
+    "Artefact": (86, 180, 233),
+    "Other": (230, 159, 0),
 }
+OTHER_COLOURS: tuple[Rgb, ...] = (  # of further classes; from the scheme "muted" of Paul Tol, for the colour-blind too
+    *((51, 34, 136), (136, 34, 85), (17, 119, 51), (153, 153, 51), (170, 68, 153), (204, 102, 119)),
+)
 UNNAMED_REVIEWER = "reviewer"
 NOT_IN_FILE_NAMES = re.compile(r'[\\/:*?"<>|]')
 
@@ -34,8 +40,14 @@ def annotation_path(results: Path, slide: str, reviewer: str) -> Path:
 
 
 def with_class(region: Region, name: str) -> Region:
-    """Return a region of an annotation class, in the colour of the class if it is one of `ANNOTATION_CLASSES`."""
-    return replace(region, name=name, colour=ANNOTATION_CLASSES.get(name))
+    """Return a region of an annotation class, in the colour of the class."""
+    return replace(region, name=name, colour=class_colour(name))
+
+
+def class_colour(name: str) -> Rgb:
+    """Return the colour of an annotation class, the same on every slide; two that a user named may share one."""
+    colour = ANNOTATION_CLASSES.get(name)
+    return colour or OTHER_COLOURS[crc32(name.encode(errors="surrogatepass")) % len(OTHER_COLOURS)]
 
 
 class AnnotationFile:

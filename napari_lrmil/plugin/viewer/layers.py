@@ -299,6 +299,15 @@ def _rotation_options(viewer: ViewerModel, options: Mapping[str, Any]) -> dict[s
     return {} if np.array_equal(affine, np.eye(3)) else {"affine": affine}
 
 
+def follow_rotation(viewer: ViewerModel, layer: Layer) -> None:
+    """Rotate a layer of a slide like the slide itself."""
+    tag = get_tag(layer)
+    slides = lrmil_layers(viewer, tag.path, role="slide") if tag is not None else []
+    affine = slide_affine(slides[0] if slides else None)
+    if not np.array_equal(slide_affine(layer), affine):
+        layer.affine = affine
+
+
 def slide_affine(layer: Layer | None) -> Float:
     """Return (3, 3) the affine that leads from µm of a slide to µm of the viewer's world, row then column.
 

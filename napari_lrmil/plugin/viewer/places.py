@@ -4,21 +4,92 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.slides.place_link import PlaceLink, is_link, parse_link
 from napari_lrmil.plugin.viewer.layers import LayerTag, get_screen_slide, get_tag
-from napari_lrmil.plugin.viewer.navigation import current_magnification, current_slide, fly_to, view_centre_um
+from napari_lrmil.plugin.viewer.navigation import (
+    current_magnification,
+    current_slide,
+    fit_slide,
+    fly_to,
+    um_per_unit,
+    view_centre_um,
+)
 from napari_lrmil.plugin.viewer.rotation import current_rotation, rotate_view
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from napari.components import ViewerModel
 
     from napari_lrmil.core.slides.slide import Slide
 
 NO_SLIDE = "open a slide first"
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """View of a slide.
+
+    Attributes
+    ----------
+    centre_um
+        x and y in µm of the point in the middle of the view.
+    um_per_pixel
+        µm per logical pixel of the screen.
+    rotation
+        Degrees, clockwise.
+    """
+
+    centre_um: tuple[float, float]
+    um_per_pixel: float
+    rotation: float
+
+
+class PlaceMemory:
+    """Places where the user left slides, until the window is closed.
+
+    Parameters
+    ----------
+    viewer
+        The viewer, which shows one slide at a time.
+    """
+
+    def __init__(self, viewer: ViewerModel) -> None:
+        self._viewer = viewer
+        self._places: dict[Path, Place] = {}
+        self._rotation = 0.0  # of the slide that was left last
+
+    def leave(self, path: Path) -> None:
+        """Keep the place of a slide if it is the current one."""
+        tag = current_slide_tag(self._viewer)
+        if tag is not None and tag.path == path:
+            place = current_place(self._viewer)
+            self._places[path], self._rotation = place, place.rotation
+
+    def enter(self, path: Path) -> None:
+        """Return to the place where a slide was left.
+
+        A slide that was not shown before is shown as a whole, in the rotation of the slide before: slides of one
+        laboratory lie alike on the glass. It must be the current slide.
+        """
+        place = self._places.get(path)
+        rotate_view(self._viewer, self._rotation if place is None else place.rotation)
+        if place is None:
+            fit_slide(self._viewer, path)
+        else:
+            self._viewer.scene.camera.zoom = um_per_unit(self._viewer) / place.um_per_pixel
+            fly_to(self._viewer, place.centre_um)
+
+
+def current_place(viewer: ViewerModel) -> Place:
+    """Return the place that the viewer shows."""
+    zoom = float(viewer.scene.camera.zoom)
+    return Place(view_centre_um(viewer), um_per_unit(viewer) / zoom, current_rotation(viewer))
 
 
 def go_to_text(viewer: ViewerModel, text: str, unit: str, pixel_ratio: float = 1.0) -> None:

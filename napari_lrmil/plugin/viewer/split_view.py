@@ -27,6 +27,7 @@ from napari_lrmil.plugin.viewer.layers import (
     RoleAndSide,
     add_layers,
     copy_for_teacher_view,
+    follow_rotation,
     get_tag,
     lrmil_layers,
     remove_layers,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 VIEW_ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
 SPACING_PX = 6
+MODES_WITHOUT_TOOL = ("pan_zoom", "transform")
 CAPTION_PREFIX, CAPTION_WIDTH = "Colour: ", 44  # letters per line; the scale bar takes the rest of the width
 
 
@@ -192,8 +194,9 @@ def refresh_attention(
         return
     for role_and_side, layer in present.items():
         update_layer(layer, new[role_and_side])
+        follow_rotation(viewer, layer)  # the slide may have been rotated since the layer showed another one
     if not own:
-        viewer.layers.selection.active = next(iter(present.values()))
+        _select_map(viewer, next(iter(present.values())), viewer.layers.selection.active)
 
 
 def _by_role(maps: list[Image]) -> dict[RoleAndSide, Image]:
@@ -211,7 +214,7 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
     """Replace the maps of a slide; `add_legends` adds titles and legend afterwards."""
     had_maps = bool(_map_layers(viewer, slide.path))
     was_split, camera = bool(viewer.canvas.grid.enabled), viewer.scene.camera
-    centre, zoom = camera.center, camera.zoom
+    centre, zoom, active = camera.center, camera.zoom, viewer.layers.selection.active
     remove_attention(viewer, slide.path)
     layers = add_layers(viewer, [layer for (_, side), layer in maps.items() if side == "student"])
     if ("attention", "teacher") in maps:
@@ -219,7 +222,7 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
         copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in below if layer is not None]
         add_layers(viewer, [*copies, maps["attention", "teacher"]])
     arrange_views(viewer, slide.path)
-    viewer.layers.selection.active = layers[0]
+    _select_map(viewer, layers[0], active)
     is_split = bool(viewer.canvas.grid.enabled)
     if is_split != was_split and had_maps:  # the same part of the slide, in views of half or twice the width
         camera.center, camera.zoom = centre, zoom * (0.5 if is_split else 2.0)
@@ -228,6 +231,12 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
     if was_split and not is_split:
         for layer in lrmil_layers(viewer, slide.path, role="drawn"):
             layer.visible = True  # `arrange_views` has hidden it, because a split view has no cell for it
+
+
+def _select_map(viewer: ViewerModel, layer: Layer, active: Layer | None) -> None:
+    """Select a map, unless the user draws on the layer that was active before: the tool would be lost."""
+    is_drawing = active is not None and active in viewer.layers and active.mode not in MODES_WITHOUT_TOOL
+    viewer.layers.selection.active = active if is_drawing else layer
 
 
 def remove_attention(viewer: ViewerModel, path: Path) -> None:

@@ -11,7 +11,13 @@ import numpy as np
 from qtpy.QtCore import QObject, QTimer
 
 from napari_lrmil.core.errors import LrmilError
-from napari_lrmil.core.worklist.annotation_file import ANNOTATION_CLASSES, AnnotationFile, annotation_path, with_class
+from napari_lrmil.core.worklist.annotation_file import (
+    ANNOTATION_CLASSES,
+    AnnotationFile,
+    annotation_path,
+    class_colour,
+    with_class,
+)
 from napari_lrmil.plugin.viewer.layers import LayerTag, add_layers, build_region_layer, get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
 
@@ -23,7 +29,8 @@ if TYPE_CHECKING:
     from napari_lrmil.core.slides.slide import Slide
 
 CLASS = "class"  # column of the layer's features
-OTHER_EDGE = "#4cc9f0"  # of classes that the reviewer named
+FACE_OPACITY = 0.12  # the tissue inside a region has to stay readable
+TEXT_OPTIONS = {"string": f"{{{CLASS}}}", "size": 10, "color": "black", "anchor": "upper_left"}
 SELECTING = ("select", "direct")  # modes of the layer in which a user selects shapes by hand
 SAVE_DELAY_MS = 50  # napari emits several events while one shape is drawn
 
@@ -94,13 +101,22 @@ class AnnotationLayer:
         self._show_count(len(regions))
 
     def close(self) -> None:
-        """Store what is not stored yet, and forget the slide. Its layers are removed by whoever closes the slide."""
+        """Store what is not stored yet, and forget the slide. Its layers are removed by whoever closes the slide.
+
+        A region that is being drawn is finished: what the user drew on the layer from now on would not be stored.
+        """
+        self.stop_drawing()
         if self._timer.isActive():
             self._timer.stop()
             self.save()
         self._viewer.layers.selection.events.active.disconnect(self._show_tool)
         self._file, self._slide, self._layer = None, None, None
         self._show_tool()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether annotations of a slide can be shown and drawn."""
+        return self._slide is not None
 
     def start_drawing(self, name: str) -> None:
         """Select the layer and its polygon tool, for a region of an annotation class."""
@@ -134,7 +150,7 @@ class AnnotationLayer:
             return
         layer.feature_defaults = {CLASS: self._class}
         with layer.block_update_properties():  # else napari recolours the selected regions
-            layer.current_edge_color = _edge_colour(self._class)
+            layer.current_edge_color, layer.current_face_color = _edge_colour(self._class), _face_colour(self._class)
 
     def choose_class(self, name: str) -> int:
         """Set the class of the next region, and of finished ones only if the user has selected them by hand.
@@ -163,7 +179,7 @@ class AnnotationLayer:
             features = layer.features.copy()
             features.loc[rows, CLASS] = name
             layer.features = features  # napari sets the default of the column too
-            layer.current_edge_color = _edge_colour(name)
+            layer.current_edge_color, layer.current_face_color = _edge_colour(name), _face_colour(name)
             self._timer.start()
         return len(rows)
 
@@ -201,7 +217,7 @@ class AnnotationLayer:
         data, options, kind = build_region_layer(tag, slide.width * slide.mpp.x)
         own = LayerTag("annotation", tag.path, tag.mpp, tag.given_mpp)
         features = {CLASS: np.empty(0, dtype=object)}  # napari takes no default of a column that it does not have
-        options |= {"name": "Annotations", "metadata": own.as_metadata(), "features": features}
+        options |= {"name": "Annotations", "metadata": own.as_metadata(), "features": features, "text": TEXT_OPTIONS}
         [layer] = add_layers(self._viewer, [(data, options, kind)])
         self._layer, self._was_drawing = layer, False
         for region in regions:
@@ -214,7 +230,8 @@ class AnnotationLayer:
     def _add_region(self, layer: Shapes, region: Region, slide: Slide) -> None:
         layer.feature_defaults = {CLASS: region.name}
         corners, shape_types = zip(*shapes_from_regions([region], slide.mpp), strict=True)
-        layer.add(list(corners), shape_type=list(shape_types), edge_color=_edge_colour(region.name))
+        colours = {"edge_color": _edge_colour(region.name), "face_color": _face_colour(region.name)}
+        layer.add(list(corners), shape_type=list(shape_types), **colours)
 
     def _on_edited(self, layer: Shapes, _: Any = None) -> None:
         if layer is self._layer:
@@ -222,5 +239,8 @@ class AnnotationLayer:
 
 
 def _edge_colour(name: str) -> str:
-    rgb = ANNOTATION_CLASSES.get(name)
-    return OTHER_EDGE if rgb is None else "#{:02x}{:02x}{:02x}".format(*rgb)
+    return "#{:02x}{:02x}{:02x}".format(*class_colour(name))
+
+
+def _face_colour(name: str) -> list[float]:
+    return [*(part / 255 for part in class_colour(name)), FACE_OPACITY]

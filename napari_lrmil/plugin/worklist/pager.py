@@ -14,6 +14,7 @@ from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers, remove_layers
+from napari_lrmil.plugin.viewer.places import PlaceMemory
 from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
 from napari_lrmil.plugin.viewer.slide_swap import swap_slide
 from napari_lrmil.plugin.worklist.answer_jobs import AnswerJob, SlideAnswer, SlideProblem
@@ -65,6 +66,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
     def __init__(self, viewer: ViewerModel, parent: QObject) -> None:
         super().__init__(parent)
         self._viewer = viewer
+        self._places = PlaceMemory(viewer)
         self._session: Session | None = None
         self._wanted: ListedSlide | None = None
         self._has_arrived = False
@@ -128,6 +130,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
 
     def show(self, slide: ListedSlide) -> None:
         """Show a slide in place of the present one."""
+        self._leave()
         self._answerer.stop()
         self._wanted, self._has_arrived = slide, False
         if self._is_on_canvas(slide.path):  # by its layers: the session learns later that a slide was removed
@@ -146,9 +149,14 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
 
     def show_nothing(self) -> None:
         """Remove the slides of the list from the canvas, for an entry that cannot be shown."""
+        self._leave()
         self._wanted, self._has_arrived = None, False
         self._answerer.stop()
         self._remove_others(None)
+
+    def _leave(self) -> None:
+        if self._has_arrived and self._wanted is not None:
+            self._places.leave(self._wanted.path)
 
     def _opening(self, slide: ListedSlide) -> OpenSlideJob:
         cache = self._session.settings_store.load_settings().settings.tile_cache_mb if self._session else 64
@@ -221,7 +229,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         if session.slide.path == wanted.path and self._is_on_canvas(wanted.path):
             self._has_arrived = True
             self.progress.emit("")
-            self._viewer.reset_view()
+            self._places.enter(wanted.path)
             self._later(TURN_MS, partial(self._announce, wanted.path))
 
     def _later(self, delay_ms: int, step: Callable[[], None]) -> None:

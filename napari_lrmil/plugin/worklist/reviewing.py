@@ -48,6 +48,7 @@ class Reviewing:
         self._has_told_unwritten = False
         self._reader = ""  # whose verdicts are shown
         self._drafts: dict[Path, str] = {}  # comments without a verdict
+        self._class_to_draw = ""  # once the slide that is being opened is there
         self.annotations = AnnotationLayer(
             dock.layer_viewer, show_error, self._show_count, self._panel.draw.setChecked, dock
         )
@@ -58,8 +59,8 @@ class Reviewing:
         panel.undo_requested.connect(self.undo)
         panel.reviewer_changed.connect(self.set_reviewer)
         panel.blind_toggled.connect(self._on_blind_toggled)
-        panel.draw_requested.connect(self.annotations.start_drawing)
-        panel.draw_ended.connect(self.annotations.stop_drawing)
+        panel.draw_requested.connect(self._start_drawing)
+        panel.draw_ended.connect(self._stop_drawing)
         panel.class_typed.connect(self.annotations.set_next_class)
         panel.class_chosen.connect(self._choose_class)
 
@@ -252,9 +253,28 @@ class Reviewing:
         entry, session = self._dock.current, self._session
         if entry is None or session is None or self._results is None or not self._dock.pager.has_arrived:
             return
-        slide = show_errors(lambda: session.opened_slide)
+        slide, class_to_draw = show_errors(lambda: session.opened_slide), self._class_to_draw
         if slide is not None:
             self.annotations.open(self._results, entry.name, slide, self.reviewer)
+        self.stop_waiting()
+        if class_to_draw:
+            self.annotations.start_drawing(class_to_draw)
+
+    def _start_drawing(self, name: str) -> None:
+        """Draw regions of a class; on a slide that is being opened, as soon as it is there."""
+        if self.annotations.is_open or self._dock.current is None or self._dock.current.problem:
+            self.annotations.start_drawing(name)
+        else:
+            self._class_to_draw = name
+
+    def _stop_drawing(self) -> None:
+        self._class_to_draw = ""
+        self.annotations.stop_drawing()
+
+    def stop_waiting(self) -> None:
+        """Draw on no slide that is being opened, because another one is chosen or it cannot be opened."""
+        if self._class_to_draw:
+            self._stop_drawing()
 
     def _choose_class(self, name: str) -> None:
         changed = self.annotations.choose_class(name)
@@ -265,6 +285,7 @@ class Reviewing:
     def leave(self) -> None:
         """Store what is not stored yet of the current slide."""
         self.store_comment()
+        self.stop_waiting()
         self.annotations.close()
 
     def _show_count(self, count: int) -> None:

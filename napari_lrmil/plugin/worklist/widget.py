@@ -455,6 +455,7 @@ class WorklistWidget(WorklistLayout):
     def _on_slide_failed(self, path: Path, problem: str) -> None:
         self._set_problem(path, problem)
         if self.current is not None and path == self.current.path:
+            self.reviewing.stop_waiting()
             self._prepare_next()
 
     # ------------------------------------------------------------ run all

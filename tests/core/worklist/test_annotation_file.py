@@ -11,7 +11,13 @@ import shapely
 from napari_lrmil.core.errors import ReviewError
 from napari_lrmil.core.geometry import Bounds
 from napari_lrmil.core.patching.regions import Region
-from napari_lrmil.core.worklist.annotation_file import AnnotationFile, annotation_path, with_class
+from napari_lrmil.core.worklist.annotation_file import (
+    ANNOTATION_CLASSES,
+    AnnotationFile,
+    annotation_path,
+    class_colour,
+    with_class,
+)
 
 BOUNDS = Bounds(100, 50, 4000, 3000)
 BOX = Region("region 1", shapely.box(200, 150, 400, 450))
@@ -24,9 +30,14 @@ def test_annotations_are_read_back_and_qupath_gets_class_colour_and_its_origin(t
     AnnotationFile(path).write(regions, BOUNDS)
     assert AnnotationFile(path).read(BOUNDS) == regions
     tumour, own = json.loads(path.read_text())["features"]
-    assert tumour["properties"]["classification"] == {"name": "Tumor", "color": [200, 0, 0]}
-    assert own["properties"]["classification"] == {"name": "own class"}
+    assert tumour["properties"]["classification"] == {"name": "Tumor", "color": [213, 94, 0]}
+    assert own["properties"]["classification"] == {"name": "own class", "color": list(class_colour("own class"))}
     assert min(x for x, _ in tumour["geometry"]["coordinates"][0]) == 100
+
+
+def test_colours_of_classes_are_stable_and_those_offered_differ() -> None:
+    assert len({class_colour(name) for name in ANNOTATION_CLASSES}) == len(ANNOTATION_CLASSES)
+    assert class_colour("Mitoses") == class_colour("Mitoses") not in ANNOTATION_CLASSES.values()
 
 
 def test_no_annotation_makes_no_file_and_deleting_all_empties_it(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from napari.components import ViewerModel
 from napari.layers.shapes._shapes_mouse_bindings import add_path_polygon, finish_drawing_shape, polygon_creating
 
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.worklist.annotation_file import class_colour
 from napari_lrmil.plugin.worklist.annotation_layer import AnnotationLayer
 from support.fake_slides import speckled, write_tiff
 
@@ -63,7 +64,11 @@ def test_a_class_chosen_for_the_next_region_leaves_the_finished_ones(
     annotations.choose_class("Other")
     annotations.save()
     assert list(layer.features["class"]) == stored_classes(tmp_path) == [*names, "Fold"]
-    assert len(np.unique(layer.edge_color, axis=0)) == 4, "each class keeps its colour"
+    assert list(layer.text.values) == [*names, "Fold"], "the class stands at its region"
+    colours = [class_colour(name) for name in (*names, "Fold")]
+    for shown in (layer.edge_color, layer.face_color):
+        assert np.round(255 * shown[:, :3]).astype(int).tolist() == [list(colour) for colour in colours]
+    assert (layer.face_color[:, 3] < 0.2).all(), "the tissue below stays readable"
 
 
 def test_a_region_that_was_selected_by_hand_gets_the_class(annotations: AnnotationLayer, tmp_path: Path) -> None:
@@ -79,3 +84,18 @@ def test_a_region_that_was_selected_by_hand_gets_the_class(annotations: Annotati
     draw_triangle(layer, 150.0)
     annotations.save()
     assert stored_classes(tmp_path) == ["Necrosis", "Tumor", "Stroma"]
+    assert list(layer.text.values) == ["Necrosis", "Tumor", "Stroma"]
+
+
+def test_a_region_that_is_being_drawn_when_the_slide_is_left_is_stored_and_the_tool_put_away(
+    annotations: AnnotationLayer, tmp_path: Path
+) -> None:
+    annotations.start_drawing("Tumor")
+    layer = annotations._layer
+    assert layer is not None
+    for corner in ((50.0, 10.0), (50.0, 50.0), (90.0, 50.0), (95.0, 30.0)):
+        event = SimpleNamespace(position=layer.data_to_world(corner), pos=np.array(corner), type="mouse_press")
+        polygon_creating(layer, event)
+        add_path_polygon(layer, event)
+    annotations.close()
+    assert layer.mode == "pan_zoom" and stored_classes(tmp_path) == ["Tumor"]

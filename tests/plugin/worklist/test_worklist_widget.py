@@ -19,7 +19,10 @@ from napari_lrmil.core.worklist.entry import Status
 from napari_lrmil.core.worklist.order import SortKey
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, read_review
 from napari_lrmil.core.worklist.seen import SEEN_FILE
-from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers
+from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers, slide_affine
+from napari_lrmil.plugin.viewer.navigation import fly_to
+from napari_lrmil.plugin.viewer.places import Place, current_place
+from napari_lrmil.plugin.viewer.rotation import rotate_view
 from napari_lrmil.plugin.worklist.jobs import ReadListJob, RunAllJob, slides_without_answer
 from support.fake_slides import speckled, write_tiff
 from support.phantoms import copy_cohort
@@ -175,6 +178,39 @@ def test_paging_back_and_forth_without_waiting_ends_at_the_slide_that_is_named(
     qtbot.waitUntil(lambda: settled(dock), timeout=WAIT_MS)
     assert dock.current.name == dock.session.slide.name == "a" and shown_slides(viewer) == ["a"]
     assert {layer.metadata["napari_lrmil"]["path"] for layer in lrmil_layers(viewer)} == {str(folder / "a.tif")}
+
+
+def test_paging_keeps_the_rotation_and_returns_to_where_a_slide_was_left(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    rotate_view(viewer, 90)
+    fly_to(viewer, (200.0, 150.0), 20)
+    left_at_a = current_place(viewer)
+    page(dock, qtbot)
+    whole = current_place(viewer)
+    assert whole.rotation == 90 and whole.centre_um == pytest.approx((320, 250), abs=1), "all of a new slide"
+    assert whole.um_per_pixel > 1.5 * left_at_a.um_per_pixel
+    rotate_view(viewer, -15)
+    fly_to(viewer, (400.0, 300.0), 10)
+    left_at_b = current_place(viewer)
+    page(dock, qtbot, -1)
+    assert_at(viewer, left_at_a)
+    page(dock, qtbot)
+    assert_at(viewer, left_at_b)
+    dock.open_paths([folder])
+    qtbot.waitUntil(lambda: dock.current is not None and dock.current.name == "a" and settled(dock), timeout=WAIT_MS)
+    assert_at(viewer, left_at_a)
+
+
+def assert_at(viewer: Any, place: Place) -> None:
+    """Check the place, and that map and slide are rotated alike."""
+    shown = current_place(viewer)
+    assert shown.rotation == pytest.approx(place.rotation)
+    assert shown.centre_um == pytest.approx(place.centre_um) and shown.um_per_pixel == pytest.approx(place.um_per_pixel)
+    (slide,) = [layer for layer in lrmil_layers(viewer, role="slide") if layer.visible]
+    maps = [layer for layer in lrmil_layers(viewer, role="attention") if layer.visible]
+    assert maps and all(slide_affine(layer) == pytest.approx(slide_affine(slide)) for layer in maps)
 
 
 def test_a_broken_slide_says_so_in_its_row_and_leaves_no_other_on_the_canvas(
@@ -592,7 +628,7 @@ def test_drawn_regions_are_stored_with_their_class_and_come_back(
     path = folder / "predictions" / "a" / "annotations_Anna.geojson"
     qtbot.waitUntil(path.exists, timeout=WAIT_MS)
     (feature,) = json.loads(path.read_text())["features"]
-    assert feature["properties"]["classification"] == {"name": "Necrosis", "color": [50, 50, 50]}
+    assert feature["properties"]["classification"] == {"name": "Necrosis", "color": [0, 0, 0]}
     assert sorted({x for x, _ in feature["geometry"]["coordinates"][0]}) == [100, 300]
     assert dock.session.regions == (), "annotations are no region of interest"
     page(dock, qtbot)
@@ -605,6 +641,44 @@ def test_drawn_regions_are_stored_with_their_class_and_come_back(
     layer.mode, layer.selected_data = "select", {0}
     dock.review.annotation_class.textActivated.emit("Tumor")
     qtbot.waitUntil(lambda: "Tumor" in path.read_text(), timeout=WAIT_MS)
+
+
+@pytest.mark.parametrize("moment", ["opening", "arrival", "answer"])
+def test_draw_that_is_pressed_while_a_slide_arrives_draws_on_that_slide(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any, moment: str
+) -> None:
+    dock = make_worklist(folder)
+    pager, presses = dock.pager, []
+
+    def press_draw(is_moment: bool) -> None:
+        if is_moment and dock.current.name == "b" and not presses:
+            presses.append(moment)
+            dock.review.draw.click()
+
+    if moment == "arrival":  # emitted once the slide is on the canvas, before its annotations are opened
+        pager.progress.connect(lambda _: press_draw(pager.has_arrived))
+    elif moment == "answer":
+        pager.arrived.connect(lambda path: press_draw(True))
+    dock.next.click()
+    if moment == "opening":
+        press_draw(not pager.has_arrived)
+    qtbot.waitUntil(lambda: bool(presses) and settled(dock), timeout=WAIT_MS)
+    (layer,) = lrmil_layers(viewer, folder / "b.tif", role="annotation")
+    assert viewer.layers.selection.active is layer and layer.mode == "add_polygon" and dock.review.draw.isChecked()
+    layer.add(np.array([[50.0, 50.0], [50.0, 150.0], [150.0, 150.0]]), shape_type="polygon")
+    qtbot.waitUntil((folder / "predictions" / "b" / "annotations_Anna.geojson").exists, timeout=WAIT_MS)
+    assert not (folder / "predictions" / "a" / "annotations_Anna.geojson").exists()
+
+
+def test_draw_that_is_pressed_before_another_slide_is_chosen_is_given_up(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    dock.next.click()
+    dock.review.draw.click()
+    page(dock, qtbot)
+    assert dock.current.name == "c" and not dock.review.draw.isChecked()
+    assert not lrmil_layers(viewer, role="annotation")
 
 
 def test_annotations_that_qupath_changed_are_not_overwritten(
