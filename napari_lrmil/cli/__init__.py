@@ -24,10 +24,11 @@ from napari_lrmil.cli.encoders import encoders
 from napari_lrmil.cli.export import export, export_model
 from napari_lrmil.cli.hub import models, push
 from napari_lrmil.cli.info import info
+from napari_lrmil.cli.phantom import phantom
 from napari_lrmil.cli.predict import compare, predict
 from napari_lrmil.cli.review import review
 from napari_lrmil.cli.slurm import slurm
-from napari_lrmil.cli.train import evaluate, features, phantom, train
+from napari_lrmil.cli.train import evaluate, features, train
 from napari_lrmil.cli.view import demo, view
 from napari_lrmil.core.errors import ConfigError, LrmilError
 from napari_lrmil.core.site_settings import apply_site_settings

@@ -1,11 +1,11 @@
-"""Commands on cohorts: ``phantom``, ``features``, ``train`` and ``evaluate``."""
+"""Commands of training: ``features``, ``train`` and ``evaluate``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,6 @@ from napari_lrmil.cli.cohort_options import (
 )
 from napari_lrmil.cli.cohort_part import PartOption, take_part
 from napari_lrmil.cli.console import (
-    FEW_SLIDES,
     SOME_FAILED,
     WRONG_CALL,
     AllowMissingOption,
@@ -48,6 +47,7 @@ from napari_lrmil.cli.ladder import (
     require_climb_options,
     single_bundle,
 )
+from napari_lrmil.cli.metric_lines import print_metrics
 from napari_lrmil.cli.predict import ArtefactsOption
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.extras import require_extra
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from napari_lrmil.core.cohort import CohortProgress, SlideJob, SlideTask
     from napari_lrmil.core.models.bundle import Bundle
 
-DEFAULT_PHANTOMS = 20  # slides
 HrFeaturesOption = Annotated[
     Path | None,
     typer.Option(
@@ -76,80 +75,6 @@ HrMappingOption = Annotated[
 ]
 
 CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT.csv")]
-
-
-def phantom(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the cohort")],
-    slides: Annotated[
-        int | None, typer.Option(min=1, show_default="20", help="number of slides, each of a different patient")
-    ] = None,
-    size: Annotated[str, typer.Option(help="width x height in px at 20x")] = "4096x3072",
-    seed: Annotated[int, typer.Option(help="seed of the random numbers; it determines every pixel")] = 0,
-    split: Annotated[
-        str | None, typer.Option(help="train, val or test for all slides; if not given: 60/20/20 by patient")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="number of processes")] = 1,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(help="40x, no-mpp, fold, pen, pen-blue, pen-black, bounds, svs, generic, ome; several combine"),
-    ] = None,
-    tissue_share: Annotated[
-        float | None, typer.Option(help="share of the slide that is tissue, in pieces; if not given: one piece, or 0.5")
-    ] = None,
-    patients: Annotated[
-        int | None,
-        typer.Option(min=1, help="in place of --slides: patients with stain, morphology and scanner of their own"),
-    ] = None,
-    slides_per_patient: Annotated[
-        str | None, typer.Option(show_default="1..2", help="with --patients: slides of each, a number or a range")
-    ] = None,
-) -> None:
-    """Make synthetic slides with known lesions: pyramids, cohort.csv, lesion outlines."""
-    from napari_lrmil.core.phantom import PhantomLook, make_cohort
-
-    if split not in (None, "train", "val", "test"):
-        raise typer.BadParameter(f"--split {split}: expected train, val or test")
-    counts = _phantom_counts(slides, patients, slides_per_patient)
-    require_writable(folder)
-    events = make_cohort(
-        folder,
-        size=_parse_size(size),
-        seed=seed,
-        split=split,
-        workers=workers,
-        look=PhantomLook(tissue_share=tissue_share),
-        variants=variant or (),
-        **counts,
-    )
-    table = show_progress(events, "phantom slides")
-    written = (
-        format_count(counts["slides"], "slide")
-        if patients is None
-        else f"slides of {format_count(patients, 'patient')}"
-    )
-    print_result(f"{written} -> {table}")
-
-
-def _phantom_counts(slides: int | None, patients: int | None, slides_per_patient: str | None) -> dict[str, Any]:
-    """Return the numbers of slides and patients as `make_cohort` takes them."""
-    from napari_lrmil.core.phantom.patients import SLIDES_PER_PATIENT, parse_slides_per_patient
-
-    if patients is None:
-        if slides_per_patient is not None:
-            raise typer.BadParameter("--slides-per-patient is for phantoms with --patients")
-        return {"slides": DEFAULT_PHANTOMS if slides is None else slides}
-    if slides is not None:
-        raise typer.BadParameter("--slides and --patients exclude each other; use --slides-per-patient")
-    bounds = SLIDES_PER_PATIENT if slides_per_patient is None else parse_slides_per_patient(slides_per_patient)
-    return {"slides": None, "patients": patients, "slides_per_patient": bounds}
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    """Return width and height of a text such as ``4096x3072``."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise typer.BadParameter(f"--size {text}: expected width x height in pixels, such as 4096x3072")
-    return int(width), int(height)
 
 
 def features(
@@ -329,8 +254,7 @@ def train(
     from lrmil_training.train import train as train_events
 
     require_writable(folder)
-    short = [*(["distil=false"] if no_teacher else []), *([] if compare is None else [f"compare={compare}"])]
-    short += [f"teacher.mil={json.dumps(str(teacher_mil))}"] if teacher_mil is not None else []
+    short = _short_settings(no_teacher, compare, teacher_mil)
     given = [*(settings or ()), *short, *_hr_settings(hr_features, hr_mapping)]
     resolved = load_config(config, given, folder / CONFIG)
     if dry_run:
@@ -341,7 +265,7 @@ def train(
     options = {"full_paths": full_paths, "allow_missing": allow_missing}
     events = train_events(cohort, folder, resolved, select_device(device), **options)
     run_folder = show_progress(events, "train", quiet=False, cancel_text=f"training was cancelled; {RESUME_ADVICE}")
-    _print_metrics(run_folder)
+    print_metrics(run_folder)
     products = "metrics, comparison.csv, checkpoints" if resolved.compare else "metrics, checkpoints"
     print_result(f"{products}, bundle and report.html -> {run_folder}")
     _exit_if_slides_failed(run_folder)
@@ -358,10 +282,14 @@ def _exit_if_slides_failed(run_folder: Path) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
+def _short_settings(no_teacher: bool, compare: str | None, teacher_mil: Path | None) -> list[str]:
+    """Return the settings that have an option of their own as ``--set`` takes them."""
+    short = [*(["distil=false"] if no_teacher else []), *([] if compare is None else [f"compare={compare}"])]
+    return short + ([f"teacher.mil={json.dumps(str(teacher_mil))}"] if teacher_mil is not None else [])
+
+
 def _hr_settings(folder: Path | None, mapping: Sequence[str] | None) -> list[str]:
     """Return the settings of HR features from elsewhere as ``--set`` takes them."""
-    import json
-
     settings = [] if folder is None else [f"hr_features={json.dumps(str(folder))}"]  # JSON: a path may hold a colon
     return settings + ([f"hr_mapping={json.dumps(list(mapping))}"] if mapping else [])
 
@@ -432,7 +360,7 @@ def evaluate(
     failures: dict[str, str] = show_progress(
         with_finished_event(evaluate_bundle(cohort, folder, evaluation)), "evaluate", shown_notices=notices
     )
-    _print_metrics(folder)
+    print_metrics(folder)
     print_result(f"metrics and report -> {folder / 'report.html'}")
     if failures:
         raise typer.Exit(SOME_FAILED)
@@ -453,97 +381,3 @@ def _use_teacher(model: Bundle, option: bool | None) -> bool:
         print_notice("", f"{text}; --teacher downloads them")
         return False
     return True
-
-
-def _print_metrics(run_folder: Path) -> None:
-    """Print AUROC by method and split, with a caution if a split has few slides."""
-    import json
-
-    from lrmil_training.evaluation.groups import BY, describe_auroc
-    from lrmil_training.evaluation.patients import PATIENTS
-    from lrmil_training.runs.event_log import WARNINGS
-
-    metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
-    groups = metrics.pop(BY, {})
-    metrics.pop(WARNINGS, None)  # printed as notices
-    # A series of folds or seeds has means over its runs instead of metrics per split.
-    if "summary" in metrics:
-        _print_summary(metrics["summary"])
-        return
-    for split in ("train", "val", "test", "all"):
-        for method, splits in metrics.items():
-            if split not in splits:
-                continue
-            a = splits[split]["auroc"]
-            print_result(
-                f"{split:5} {method:21} {_describe_result(splits[split])}, {format_count(a['n_slides'], 'slide')}"
-            )
-            if PATIENTS in splits[split]:
-                by_patient = splits[split][PATIENTS]["auroc"]
-                patients = format_count(by_patient["n_patients"], "patient")
-                counts = f"{patients} of {format_count(by_patient['n_slides'], 'slide')}"
-                print_result(f"{'':27} by patient {describe_auroc(by_patient)}, {counts}")
-            # Once per split: every method was measured on the same slides.
-            if a["n_slides"] < FEW_SLIDES and method == "student":
-                print_result(f"      only {format_count(a['n_slides'], f'{split} slide')}: figures are uncertain")
-            if method == "student":
-                _print_limits(splits[split])
-    for column, entries in groups.items():
-        _print_groups(column, entries)
-
-
-def _describe_result(figures: Mapping[str, Any]) -> str:
-    """Return the AUROC of a method; on slides without labels its agreement with the teacher."""
-    from lrmil_training.evaluation.groups import describe_auroc
-    from lrmil_training.evaluation.metrics import NO_LABELS
-
-    auroc, agreement = figures["auroc"], figures.get("agreement")
-    if auroc.get("reason") != NO_LABELS or not agreement or agreement["spearman"] is None:
-        return f"AUROC {describe_auroc(auroc)}"
-    return f"agreement with the teacher ρ {agreement['spearman']:.3f}, its class in {figures['same_class']:.0%}"
-
-
-def _print_limits(figures: Mapping[str, Any]) -> None:
-    """Print sensitivity, specificity and coverage, if the model has an operating point and conformal scores."""
-
-    def text(share: Mapping[str, Any]) -> str:
-        if share["value"] is None:
-            return "undefined"
-        return f"{share['value']:.3f} ({share['low']:.3f} to {share['high']:.3f})"
-
-    point, sets = figures.get("operating_point", {}), figures.get("prediction_sets", {})
-    if "threshold" in point:
-        biased = ", which these slides chose" if point["chosen_here"] else ""
-        biased += ", by patient" if point.get("level") == "patient" else ""
-        print_result(
-            f"      at the operating point{biased}: sensitivity {text(point['sensitivity'])}, specificity "
-            f"{text(point['specificity'])}"
-        )
-    if "empirical" in sets:
-        by_patient = ", by patient" if sets.get("level") == "patient" else ""
-        print_result(
-            f"      sets at {100 * sets['coverage']:g} %{by_patient}: coverage {text(sets['empirical'])}, mean size "
-            f"{sets['mean_size']:.2f}, one class in {sets['singletons']:.0%}"
-        )
-
-
-def _print_groups(column: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Print AUROC and counts by method for each group of slides."""
-    from lrmil_training.evaluation.groups import describe_auroc
-
-    print_result(f"by {column}")
-    for entry in entries:
-        counts = {"slides": entry["n_slides"], "patients": entry["n_patients"], **entry["class_counts"]}
-        print_result(f"  {entry['value']} ({', '.join(f'{name}: {count}' for name, count in counts.items())})")
-        for method, figures in entry["methods"].items():
-            print_result(f"    {method:21} AUROC {describe_auroc(figures['auroc'])}")
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    """Print mean and standard deviation of AUROC over the runs of a series, by method."""
-    for method, splits in summary.items():
-        for split, metrics in splits.items():
-            a = metrics["auroc"]
-            spread = "" if a["sd"] is None else f" ± {a['sd']:.3f}"
-            value = "undefined" if a["mean"] is None else f"{a['mean']:.3f}{spread}"
-            print_result(f"{split:5} {method:21} AUROC {value}, mean ± sd over {a['n_runs']} runs")

@@ -16,7 +16,7 @@ from lrmil_training.data.cohort import read_cohort
 from lrmil_training.external_evaluation import ExternalEvaluation, evaluate_bundle
 from lrmil_training.stages.run_context import RunContext
 from lrmil_training.train import train
-from napari_lrmil.cli.train import _print_metrics
+from napari_lrmil.cli.metric_lines import print_metrics
 from napari_lrmil.core.errors import BundleError
 from napari_lrmil.core.events import Finished, Notice
 from napari_lrmil.core.inference.predict import predict
@@ -126,7 +126,7 @@ def test_the_command_line_prints_the_figures(capfd: pytest.CaptureFixture[str], 
     sets = {"coverage": 0.9, "empirical": share, "mean_size": 1.25, "singletons": 0.75}
     figures = {"auroc": auroc, "operating_point": point, "prediction_sets": sets}
     (tmp_path / "metrics.json").write_text(json.dumps({"student": {"val": figures}}))
-    _print_metrics(tmp_path)
+    print_metrics(tmp_path)
     printed = capfd.readouterr().out
     assert (
         "operating point, which these slides chose: sensitivity 0.500 (0.250 to 0.750), specificity undefined"
