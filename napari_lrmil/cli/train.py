@@ -57,6 +57,7 @@ from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 if TYPE_CHECKING:
     from lrmil_training.config import TrainConfig
     from lrmil_training.data.conversion import ConvertTask
+    from lrmil_training.data.features import FeatureTask
     from napari_lrmil.core.cohort import CohortProgress, SlideJob, SlideTask
     from napari_lrmil.core.models.bundle import Bundle
 
@@ -107,7 +108,7 @@ def features(
 ) -> None:
     """Extract the features of a cohort, one HDF5 file per slide in TRIDENT's layout. Existing files are kept."""
     from lrmil_training.data.conversion import ConvertTask
-    from lrmil_training.data.features import FeatureTask, cached_encoder, refuse_foreign_features, unlabelled_slide
+    from lrmil_training.data.features import FeatureTask
     from lrmil_training.runs.event_log import WITHOUT_ARTEFACTS
     from napari_lrmil.core.features.layouts.writers import require_format
 
@@ -130,7 +131,23 @@ def features(
     name, sha256 = _load_encoder(encoder, execution)
     place = execution.resolve_path(folder)
     task = FeatureTask(name, sha256, mpp, patch_px, place, device, allow_missing, layout, exclude_artefacts)
-    request = task.request(cached_encoder(name))
+    _extract(jobs, folder, task, execution, left_out, part, ignore_disk=ignore_disk)
+
+
+def _extract(
+    jobs: Sequence[SlideJob],
+    folder: Path,
+    task: FeatureTask,
+    execution: ExecutionOptions,
+    left_out: Sequence[str],
+    part: str | None,
+    *,
+    ignore_disk: bool,
+) -> None:
+    """Extract the features of every slide; nothing is written over files of another program or onto a full disk."""
+    from lrmil_training.data.features import cached_encoder, refuse_foreign_features, unlabelled_slide
+
+    request = task.request(cached_encoder(task.encoder))
     files = [request.path(unlabelled_slide(job)) for job in jobs]
     for file in files:
         refuse_foreign_features(file, request)  # before any work: they would be overwritten
