@@ -65,7 +65,7 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
         if not path.exists():  # checked first, because loading napari takes seconds
             raise SlideError(path, "no such file; check the path")
     napari = _load_napari(asynchronous=True)
-    viewer = napari.Viewer(title=WINDOW_TITLE)
+    viewer = napari.Viewer(title=WINDOW_TITLE, show_welcome_screen=False)
     with _closed_on_error(viewer):
         _add_analyse_dock(viewer, bundle)
         lists = [path for path in paths if _is_list(path)]
@@ -139,7 +139,7 @@ def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) 
 
     path = slide or write_sample_slide(out)
     napari = _load_napari(asynchronous=not headless)
-    viewer = napari.Viewer(title=WINDOW_TITLE, show=True)
+    viewer = napari.Viewer(title=WINDOW_TITLE, show=True, show_welcome_screen=False)
     with _closed_on_error(viewer):
         dock = _add_analyse_dock(viewer, bundle, out)
         _add_slides(viewer, [path], None)

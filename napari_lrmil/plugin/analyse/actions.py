@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from napari.layers import Labels, Shapes
 
     from napari_lrmil.core.inference.prediction import Prediction
-    from napari_lrmil.core.models.bundle import Bundle
     from napari_lrmil.core.slides.slide import Pixels
     from napari_lrmil.core.visualize.view_export import ColourLegend
+    from napari_lrmil.plugin.session.analyse_state import AnalyseState
     from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.session.session import Session
 
@@ -237,19 +237,26 @@ class ViewerActions:
         """
         from napari_lrmil.core.visualize.slide_report import ReportRequest
 
-        session, prediction = self._session, self._prediction
-        request = ReportRequest(self.equivalent_command(out, full_paths=False), self._bundle.card.hr_mpp)
-        return ResultExportJob(prediction, self._slide, session.open_slides, session.tissue_grid, request)
+        state = self._session.resolve()
+        prediction = _require_prediction(state)
+        if state.bundle is None:
+            raise LrmilError("no model is chosen; choose one first")
+        if state.slide is None:
+            raise LrmilError("no slide is open; drop one on the window")
+        command = self.equivalent_command(out, full_paths=False, state=state)
+        request = ReportRequest(command, state.bundle.card.hr_mpp)
+        return ResultExportJob(prediction, state.slide, self._session.open_slides, state.tissue_grid, request)
 
     def view_export_job(self) -> ViewExportJob:
         """Return a job that writes the current canvas as a picture with legend and scale bar."""
         from napari_lrmil.plugin.viewer.navigation import um_per_unit
 
         pixels = _grab_canvas(self._viewer)
-        session, prediction = self._session, self._session.prediction
+        state = self._session.resolve()
+        prediction = state.prediction
         # On high-DPI screens the screenshot has more pixels than the canvas has units.
         units_per_px = self._viewer.canvas.size[1] / pixels.shape[1] / self._viewer.scene.camera.zoom
-        title = session.slide.name if session.slide is not None else ""
+        title = state.slide.name if state.slide is not None else ""
         footer = ""
         if prediction is not None:
             footer = f"{prediction.bundle} · {scope_words(prediction.scope)} · {ResultText(prediction).trust}"
@@ -260,15 +267,15 @@ class ViewerActions:
         """Note in which folder all files of a result were written; the command line names files in it."""
         self.last_save_folder, self._saved = folder, weakref.ref(prediction)  # its maps may go
 
-    @property
-    def names_unsaved_files(self) -> bool:
-        """Whether the command line names files of the result that are not saved yet."""
-        prediction = self._session.prediction
+    def names_unsaved_files(self, prediction: Prediction | None) -> bool:
+        """Return whether the command line of a result names files that are not saved yet."""
         if prediction is None or prediction is self._saved():
             return False
         return bool(prediction.scope.files) or prediction.scope.edited
 
-    def equivalent_command(self, out: Path | None = None, *, full_paths: bool = True) -> str:
+    def equivalent_command(
+        self, out: Path | None = None, *, full_paths: bool = True, state: AnalyseState | None = None
+    ) -> str:
         """Return the command line that gives the same numbers, with the files of `ResultExportJob.write_all`.
 
         Parameters
@@ -277,6 +284,8 @@ class ViewerActions:
             Value of ``--out``; None takes the folder of the last export.
         full_paths
             Whether absolute paths are written as they are, see `predict_command`.
+        state
+            State with the result; None takes the present one.
 
         Returns
         -------
@@ -290,8 +299,9 @@ class ViewerActions:
         """
         from napari_lrmil.core.results.equivalent_command import predict_command
 
-        prediction, session = self._prediction, self._session
-        if session.bundle is None or session.slide is None:
+        state = state or self._session.resolve()
+        prediction = _require_prediction(state)
+        if state.bundle is None or state.slide is None:
             return ""
         out = out or self.last_save_folder
         folder, roi = out / prediction.slide, prediction.scope
@@ -299,11 +309,11 @@ class ViewerActions:
         files |= {"tissue": folder / "tissue.png"} if roi.edited else {}
         return predict_command(
             prediction.path,
-            bundle=session.bundle_name,
+            bundle=state.choices.model,
             out=out,
             device=prediction.device,
             runtime=prediction.student.runtime.name,
-            mpp=session.slide.given_mpp,
+            mpp=state.slide.given_mpp,
             teacher=prediction.teacher_patches,
             files=files,
             report=True,
@@ -312,7 +322,7 @@ class ViewerActions:
             allow_missing=prediction.missing_tiles.tissue_share > MOST_SHARE,
             exclude_artefacts=prediction.artefacts is not None
             and prediction.artefacts.excluded
-            and not session.bundle.card.tissue.exclude_artefacts,
+            and not state.bundle.card.tissue.exclude_artefacts,
         )
 
     # ------------------------------------------------------------ the chosen slide
@@ -321,18 +331,6 @@ class ViewerActions:
     def mpp(self) -> Mpp:
         """µm per level-0 pixel of the chosen slide."""
         return self._session.opened_slide.mpp
-
-    @property
-    def _prediction(self) -> Prediction:
-        if self._session.prediction is None:
-            raise LrmilError("there is no result yet; press Run first")
-        return self._session.prediction
-
-    @property
-    def _bundle(self) -> Bundle:
-        if self._session.bundle is None:
-            raise LrmilError("no model is chosen; choose one first")
-        return self._session.bundle
 
     @property
     def _slide(self) -> SlideChoice:
@@ -350,6 +348,12 @@ class ViewerActions:
     def _find_layer(self, role: str) -> Labels | Shapes | None:
         slide = self._session.slide
         return next(iter(lrmil_layers(self._viewer, slide.path, role=role)), None) if slide is not None else None
+
+
+def _require_prediction(state: AnalyseState) -> Prediction:
+    if state.prediction is None:
+        raise LrmilError("there is no result yet; press Run first")
+    return state.prediction
 
 
 def _grab_canvas(viewer: ViewerModel) -> Pixels:

@@ -12,7 +12,7 @@ from napari_lrmil.plugin.qt.section import Section, enable_unless, make_label
 from napari_lrmil.plugin.session.preconditions import RUN_ACTIVE, TISSUE_UNKNOWN
 
 if TYPE_CHECKING:
-    from napari_lrmil.plugin.session.session import Session
+    from napari_lrmil.plugin.session.analyse_state import AnalyseState
 
 NOT_FOUND = "No artefact was found."
 OFF_TISSUE = "Artefacts lie beside the tissue only."
@@ -45,28 +45,28 @@ class ArtefactsSection(Section):
         self.add(self.outlines, self.exclude)
         self.add(self.status)
 
-    def show_session(self, session: Session, *, has_outlines: bool) -> None:
-        """Show the artefacts of the chosen slide.
+    def show_state(self, state: AnalyseState, *, has_outlines: bool) -> None:
+        """Show the artefacts of the shown slide.
 
         Parameters
         ----------
-        session
-            The session with the tissue grid.
+        state
+            State of the dock.
         has_outlines
             Whether the outlines are on the slide.
         """
-        tissue_grid = session.tissue_grid
+        tissue_grid = state.tissue_grid
         artefacts = tissue_grid.tissue.artefacts if tissue_grid is not None and not tissue_grid.edited else None
         unknown = "" if tissue_grid is not None else TISSUE_UNKNOWN
         edited = EDITED if tissue_grid is not None and tissue_grid.edited else ""
         nothing = unknown or edited or ("" if artefacts is not None and artefacts.masks else NOT_FOUND)
-        by_model = session.bundle is not None and session.bundle.card.tissue.exclude_artefacts
+        by_model = state.bundle is not None and state.bundle.card.tissue.exclude_artefacts
         enable_unless(self.outlines, "" if has_outlines else nothing, SHOW_TIP)
-        busy = RUN_ACTIVE if session.is_busy else ""
+        busy = RUN_ACTIVE if state.is_busy else ""
         enable_unless(self.exclude, unknown or edited or (BY_MODEL if by_model else "") or busy, EXCLUDE_TIP)
         self.outlines.setChecked(has_outlines)
-        self.exclude.setChecked(session.excludes_artefacts)
+        self.exclude.setChecked(state.excludes_artefacts)
         shares = artefacts.shares if artefacts is not None else {}
         parts = ", ".join(f"{WORDS[kind]} on {format_share(share)}" for kind, share in shares.items())
-        treated = "are left out" if session.excludes_artefacts else "count as tissue"
+        treated = "are left out" if state.excludes_artefacts else "count as tissue"
         self.status.setText(f"Of the tissue: {parts}; they {treated}." if parts else nothing or OFF_TISSUE)

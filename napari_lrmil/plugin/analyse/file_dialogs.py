@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 from napari_lrmil.core.events import Event, EventSource, Failed, Finished, Progress
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
+from napari_lrmil.plugin.session.analyse_state import AnalyseState
 
 if TYPE_CHECKING:
     from napari_lrmil.plugin.analyse.actions import ViewerActions
@@ -42,7 +43,7 @@ class FileDialogs:
         self._actions, self._session, self._section, self._parent = actions, session, section, parent
         self._worker: BackgroundWorker | None = None
         self._on_saved: Callable[[], None] = lambda: None
-        self._has_result = False
+        self._state = AnalyseState()
         for signal, callback in (
             (section.all_requested, self.save_all),
             (section.view_requested, self.save_view),
@@ -99,19 +100,19 @@ class FileDialogs:
 
     def copy_command(self) -> None:
         """Copy the command line that gives the same numbers to the clipboard."""
-        command = show_errors(self._actions.equivalent_command)
+        command = show_errors(partial(self._actions.equivalent_command, state=self._state))
         if command:
             QGuiApplication.clipboard().setText(command)
-            needed = f" {SAVE_FIRST}" if self._actions.names_unsaved_files else ""
+            needed = f" {SAVE_FIRST}" if self._actions.names_unsaved_files(self._state.prediction) else ""
             show_info(f"The command line is on the clipboard.{needed}")
 
-    def show_command(self, has_result: bool) -> None:
-        """Show the command line of the result, if there is one, and whether it names files that are not saved yet."""
-        self._has_result = has_result
-        command = show_errors(self._actions.equivalent_command) if has_result else None
-        self._section.show_command(
-            command or "", SAVE_FIRST if has_result and self._actions.names_unsaved_files else ""
-        )
+    def show_state(self, state: AnalyseState) -> None:
+        """Show the command line of a state's result, if any, and whether it names files that are not saved yet."""
+        self._state = state
+        has_result = state.prediction is not None
+        command = show_errors(partial(self._actions.equivalent_command, state=state)) if has_result else None
+        note = SAVE_FIRST if self._actions.names_unsaved_files(state.prediction) else ""
+        self._section.show_command(command or "", note)
 
     # ------------------------------------------------------------ background writing
 
@@ -134,7 +135,7 @@ class FileDialogs:
                 self._section.show_progress(f"{stage} · {done} of {total} {unit}", done / total)
             case Finished(path):
                 self._on_saved()
-                self.show_command(self._has_result)
+                self.show_state(self._state)
                 show_info(f"Saved: {path}")
             case Failed(message):
                 show_error(message)

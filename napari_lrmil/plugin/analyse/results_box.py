@@ -107,16 +107,9 @@ class ResultsBox(QWidget):  # type: ignore[misc]  # qtpy has no types
             column.addWidget(part)
         column.addWidget(make_divider())
 
-    def show_state(self, state: AnalyseState, card: Card | None) -> None:
-        """Show the answer of a state, or why there is none.
-
-        Parameters
-        ----------
-        state
-            State of the dock.
-        card
-            Card of the chosen model; None without one.
-        """
+    def show_state(self, state: AnalyseState) -> None:
+        """Show the answer of a state, or why there is none."""
+        card = state.bundle.card if state.bundle is not None else None
         about = [text for text in state.warnings if text.startswith(ABOUT_MODEL)]
         is_about_tissue = card is None or knows_tissue(card)  # else the caution says it, and the tooltip the rest
         _set_text(self.about, "\n".join(text[0].upper() + text[1:] for text in about if is_about_tissue))

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from napari.layers import Labels
 
     from napari_lrmil.plugin.session.analyse_state import AnalyseState
-    from napari_lrmil.plugin.session.session import Session
 
 NO_RESULT = "There is no result yet."
 BRUSH_RANGE = (1, 60)  # pixels of the tissue mask
@@ -201,18 +200,18 @@ class TissueSection(Section):
         self.erase.clicked.connect(lambda: self.tool_chosen.emit("erase"))
         self.size.valueChanged.connect(self.size_chosen)
 
-    def show_session(self, session: Session, layer: Labels | None) -> None:
-        """Show the state of the mask and enable the possible steps.
+    def show_state(self, state: AnalyseState, layer: Labels | None) -> None:
+        """Show the tissue mask of a state and enable the possible steps.
 
         Parameters
         ----------
-        session
-            The session with the tissue mask.
+        state
+            State of the dock.
         layer
             The labels layer in which the mask is edited; None if it is not being edited.
         """
-        tissue_grid, is_editing = session.tissue_grid, layer is not None
-        busy = RUN_ACTIVE if session.is_busy else ""
+        tissue_grid, is_editing = state.tissue_grid, layer is not None
+        busy = RUN_ACTIVE if state.is_busy else ""
         no_tissue = busy or ("" if tissue_grid else TISSUE_UNKNOWN)
         is_edited = tissue_grid is not None and tissue_grid.edited
         self.show_tools(layer)

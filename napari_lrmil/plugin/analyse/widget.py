@@ -10,31 +10,30 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import napari.viewer
-from magicgui import widgets
 from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QComboBox, QFileDialog, QShortcut
+from qtpy.QtWidgets import QFileDialog, QShortcut
 
-from napari_lrmil.core.features.devices import DEVICES, available_devices
+from napari_lrmil.core.features.devices import available_devices
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.models.model_choice import listed_model_uses, shipped_model_labels
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.actions import ViewerActions
 from napari_lrmil.plugin.analyse.artefacts_section import ArtefactsSection
 from napari_lrmil.plugin.analyse.canvas import Canvas
+from napari_lrmil.plugin.analyse.choices_form import ChoicesForm
 from napari_lrmil.plugin.analyse.file_dialogs import FileDialogs
 from napari_lrmil.plugin.analyse.live_view import LiveView
 from napari_lrmil.plugin.analyse.result_view import ResultView
 from napari_lrmil.plugin.analyse.results_box import ResultsBox
 from napari_lrmil.plugin.analyse.roi_form import RoiForm
+from napari_lrmil.plugin.analyse.run_bar import RunBar
 from napari_lrmil.plugin.analyse.sections import SaveSection, TissueSection, WhatIfSection
 from napari_lrmil.plugin.analyse.slide_display import SlideDisplay
 from napari_lrmil.plugin.qt.docks import DockWidget
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
-from napari_lrmil.plugin.qt.steps import LabelColumn
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.session.analyse_state import AnalyseState
 from napari_lrmil.plugin.session.open_slides import SlideChoice
@@ -46,6 +45,7 @@ from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.image_as_slide import make_slide_opener
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
+from napari_lrmil.plugin.viewer.open_action import add_open_action, ask_slides
 from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
 from napari_lrmil.plugin.viewer.split_view import arrange_views
 
@@ -56,14 +56,12 @@ if TYPE_CHECKING:
     from napari_lrmil.core.patching.roi import Kind
 
 DOCK_MIN_WIDTH_PX = 340
-NAME_LETTERS = 16  # of a slide or a model that are always visible
 SAVE_SETTINGS_DELAY_MS = 600  # dragging a slider writes the settings file once, not at every step
 LAYOUT_DELAY_MS = 100  # Qt has laid out the new result by then, so scrolling to it reaches its end
 DRAWING_DELAY_MS = 50  # napari emits several events while one shape is drawn
 KEYS_TEXT = (
     "Keys: Ctrl+R run or cancel · Esc cancel · Ctrl+L follow the view · 1 to 6 magnification · arrows in the gallery"
 )
-DEVICE_LABELS = {"auto": "Automatic", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 
 
 class AnalyseWidget(DockWidget):
@@ -89,6 +87,7 @@ class AnalyseWidget(DockWidget):
         self._viewer = viewer
         guard_layer_removal(viewer)
         open_dropped_slides(viewer)
+        add_open_action(viewer)
         add_doctor_action(viewer)
         self.session = session or Session(open_slide=make_slide_opener(viewer))
         self.viewer_actions = ViewerActions(viewer, self.session)
@@ -114,10 +113,13 @@ class AnalyseWidget(DockWidget):
     def _build(self) -> None:
         self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
         self.summary = make_label("summary", small=True)
-        self.form, self.roi_form = self._build_form(), RoiForm()
-        self.run_button = widgets.PushButton(text="Run")
-        self.run_button.native.setMinimumHeight(30)
-        self.progress = widgets.ProgressBar(max=100, visible=False)
+        self.form, self.roi_form = ChoicesForm(self._devices), RoiForm()
+        self.slide, self.model, self.device = self.form.slide, self.form.model, self.form.device
+        self.with_teacher, self.allow_missing = self.form.with_teacher, self.form.allow_missing
+        self.open_slide, self.model_folder = self.form.open_slide, self.form.model_folder
+        self.use_image = self.form.use_image
+        self.run_bar = RunBar()
+        self.run_button, self.progress = self.run_bar.button, self.run_bar.progress
         self.results = ResultsBox()
         self.note = self.results.note
         self.navigation = NavigationSection(self._viewer)
@@ -127,7 +129,7 @@ class AnalyseWidget(DockWidget):
         self.file_dialogs = FileDialogs(self.viewer_actions, self.session, self.save_section, self)
         column = (self.summary, self.results, self.form.native, self.roi_form, *self.sections)
         keys = make_label("keys", KEYS_TEXT, small=True)
-        running = (self.run_button.native, self.progress.native)  # below, so that they are always visible
+        running = (self.run_button.native, self.progress.native)
         footer = (*running, self.result_view.hover, make_label("footer", RESEARCH_USE, small=True))
         self._scroll = fill_dock(self, (*column, keys), footer)
 
@@ -136,43 +138,6 @@ class AnalyseWidget(DockWidget):
         """The foldable sections, from top to bottom."""
         of_slide = (self.what_if, self.tissue, self.artefacts)
         return (self.navigation, *self.result_view.sections, *of_slide, self.save_section)
-
-    def _build_form(self) -> widgets.Container[Any]:
-        self.slide = widgets.ComboBox(label="Slide", choices=[], nullable=True)
-        self._model_labels = listed_model_uses()  # a name beside it would be cut off at 12 pt
-        names = "\n".join(shipped_model_labels().values())
-        self.model = widgets.ComboBox(label="Model", choices=self._model_choices(), nullable=True, tooltip=names)
-        self.model_folder = widgets.PushButton(
-            text="Open a model folder…", tooltip="Choose the folder of a trained model"
-        )
-        self.use_image = widgets.PushButton(text="Use an image as a slide", visible=False)
-        self.device = widgets.ComboBox(label="Device", choices=[(self._device_label(d), d) for d in DEVICES])
-        self._disable_missing_devices()
-        self.with_teacher = widgets.CheckBox(text="Also run the teacher (HR)")
-        self.allow_missing = widgets.CheckBox(
-            text="Allow missing tiles",
-            tooltip="Analyse a slide from what is left even if missing tiles hide more than a third of its tissue",
-        )
-        choices = [self.slide, self.use_image, self.model, self.model_folder, self.device]
-        rows = [*choices, self.with_teacher, self.allow_missing]
-        form = widgets.Container(widgets=rows, labels=True)
-        form.margins = (0, 0, 0, 0)
-        LabelColumn(form.native)
-        for box in (self.slide, self.model):  # a long name must not widen the dock
-            box.native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            box.native.setMinimumContentsLength(NAME_LETTERS)
-        return form
-
-    def _device_label(self, name: str) -> str:
-        device = self._devices.get(name)
-        return f"{DEVICE_LABELS[name]}: {device}" if name == "auto" else (device or DEVICE_LABELS[name])
-
-    def _disable_missing_devices(self) -> None:
-        model = self.device.native.model()
-        for row, name in enumerate(DEVICES):
-            if name not in self._devices:
-                model.item(row).setEnabled(False)
-                model.item(row).setToolTip(f"{DEVICE_LABELS[name]} is not available on this machine")
 
     # ------------------------------------------------------------ settings
 
@@ -226,6 +191,7 @@ class AnalyseWidget(DockWidget):
         session = self.session
         self.slide.changed.connect(session.choose_slide)
         self.model.changed.connect(session.choose_bundle)
+        self.open_slide.changed.connect(self._ask_slides)
         self.model_folder.changed.connect(self._ask_model_folder)
         self.use_image.changed.connect(self.slide_display.use_image)
         self.device.changed.connect(session.choose_device)
@@ -330,6 +296,10 @@ class AnalyseWidget(DockWidget):
         self._watched.update(new)
         connect_until_destroyed(self, [(layer.events.metadata, self._on_layers_changed) for layer in new])
 
+    def _ask_slides(self) -> None:
+        slide = self.session.slide
+        ask_slides(self._viewer, self, slide.path.parent if slide is not None else None)
+
     def _ask_model_folder(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of a trained model")
         if folder:
@@ -344,20 +314,10 @@ class AnalyseWidget(DockWidget):
             Folder of a bundle, or name of a shipped one.
         """
         name = str(model)
-        self._list_model(name)
+        self.form.list_model(name)
         if self.model.value == name:  # the list emits nothing then, but the folder may have new files
             self.session.choose_bundle(name)
         self.model.value = name
-
-    def _list_model(self, name: str) -> None:
-        if name not in self._model_labels:
-            self._model_labels[name] = name
-            with self.model.changed.blocked():
-                chosen, self.model.choices = self.model.value, self._model_choices()
-                self.model.value = chosen
-
-    def _model_choices(self) -> list[tuple[str, str]]:
-        return [(label, name) for name, label in self._model_labels.items()]
 
     # ------------------------------------------------------------ region of interest
 
@@ -452,7 +412,7 @@ class AnalyseWidget(DockWidget):
 
     def _refresh(self) -> None:
         """Resolve the state anew, and show it in all widgets and on the canvas."""
-        session, shown = self.session, self._state.slide
+        shown = self._state.slide
         state = self._apply_to_canvas()
         if state.slide != shown:
             self.live_view.predictions.stop()  # it would answer for the slide that was left
@@ -460,70 +420,20 @@ class AnalyseWidget(DockWidget):
         if self.result_view.show_answer(state.prediction, state.slide):
             state = self._apply_to_canvas()  # its maps are new layers
         self._state = state
-        self._show_choices()
-        self.summary.setText(self._summary_text())
-        self._show_run_button()
-        self._show_progress()
-        self.results.show_state(state, session.bundle.card if session.bundle is not None else None)
+        self.form.show_state(state)
+        self.summary.setText(self.form.summary_text(state))
+        self.run_bar.show_state(state)
+        self._cancel_key.setEnabled(state.stage is SessionState.RUNNING)  # a disabled shortcut leaves Esc to napari
+        self.results.show_state(state)
         self.roi_form.show_state(state)
         self.what_if.show_state(state)
-        self.tissue.show_session(session, self.viewer_actions.tissue_layer())
-        self.artefacts.show_session(session, has_outlines=self.viewer_actions.has_artefact_outlines)
-        has_result = state.prediction is not None
-        self.save_section.show_state(state.slide is not None, has_result)
-        self.file_dialogs.show_command(has_result)
+        self.tissue.show_state(state, self.viewer_actions.tissue_layer())
+        self.artefacts.show_state(state, has_outlines=self.viewer_actions.has_artefact_outlines)
+        self.save_section.show_state(state.slide is not None, state.prediction is not None)
+        self.file_dialogs.show_state(state)
         self.live_view.find_tissue()
 
     def _apply_to_canvas(self) -> AnalyseState:
         state = self.session.resolve(self.canvas.layer_facts(), is_grid_on=self.canvas.is_grid_on)
         self.canvas.apply(state)
         return state
-
-    def _show_choices(self) -> None:
-        state, choices = self._state, self._state.choices
-        with self.slide.changed.blocked():
-            self.slide.choices = [(slide.name, slide) for slide in state.slides]
-            self.slide.value = state.slide
-        with self.model.changed.blocked():
-            if choices.model:
-                self._list_model(choices.model)
-            self.model.value = choices.model or None
-        with self.with_teacher.changed.blocked():
-            self.with_teacher.value = choices.teacher != TeacherPatches.NONE and not state.teacher_blocked
-        with self.allow_missing.changed.blocked():
-            self.allow_missing.value = choices.of_slide.allow_missing
-        widgets_of_run = (self.slide, self.model, self.model_folder, self.device, self.with_teacher, self.allow_missing)
-        for widget in widgets_of_run:
-            widget.enabled = not state.is_busy
-        self.slide.enabled = self.slide.enabled and bool(state.slides)
-        self.with_teacher.enabled = self.with_teacher.enabled and not state.teacher_blocked
-        self.with_teacher.tooltip = (
-            state.teacher_blocked
-            or "The teacher also reads every high-resolution patch: slower, but shows how far both agree"
-        )
-
-    def _summary_text(self) -> str:
-        slide, bundle = self.session.slide, self.session.bundle
-        slides = self._state.slides
-        number = f", slide {slides.index(slide) + 1} of {len(slides)}" if slide in slides and len(slides) > 1 else ""
-        parts = [
-            f"{slide.name} ({slide.mpp:.3g} µm/px{number})" if slide else "no slide",
-            f"{bundle.name}: {' | '.join(bundle.card.classes)}" if bundle else "no model",
-            self._devices.get(self.session.device, self.session.device),
-        ]
-        return " · ".join(parts)
-
-    def _show_run_button(self) -> None:
-        state, blocked = self._state, self._state.run_blocked
-        texts = {SessionState.RUNNING: "Cancel", SessionState.CANCELLING: "Cancelling…"}
-        self.run_button.text = texts.get(state.stage, "Run")
-        self.run_button.enabled = state.stage is not SessionState.CANCELLING and (state.is_busy or not blocked)
-        self.run_button.tooltip = blocked or ("Cancel the run (Esc)" if state.is_busy else "Run the model (Ctrl+R)")
-        self._cancel_key.setEnabled(state.stage is SessionState.RUNNING)  # a disabled shortcut leaves Esc to napari
-
-    def _show_progress(self) -> None:
-        progress, elsewhere = self._state.progress, self._state.running_elsewhere
-        self.progress.visible = self._state.is_busy
-        self.progress.value = round(100 * progress.fraction) if progress else 0
-        text = progress.text if progress else "starting"
-        self.progress.native.setFormat(f"{elsewhere}: {text}" if elsewhere else text)

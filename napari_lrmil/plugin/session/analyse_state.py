@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SLIDE_ROLES = ("underlay", "slide")
 _MAP_ROLES = ("attention", "wipe", "difference")
 SPLIT_ROLES = (*SLIDE_ROLES, "attention", "picked")  # roles with a place in two linked views
-NO_SLIDE = "No slide is open: drop one on the window, or take File > Open Sample."
+NO_SLIDE = "No slide is open: press Open slide…, drop one on the window, or take File > Open Sample."
 MAP_DELETED = "The map of this answer was deleted. Change a setting under Attention to draw it again."
 EARLIER_ANSWER = "A new run is active. This is the earlier answer."
 SLIDE_HIDDEN = "The slide is hidden in the layer list."
@@ -116,8 +116,14 @@ class AnalyseState:
         Slides to choose from.
     slide
         The slide that the dock names and the canvas shows; None without one.
+    bundle
+        The chosen model, open; None without one.
     has_tissue
         Whether the tissue grid of the slide has been computed.
+    tissue_grid
+        That grid; None before it has been computed.
+    excludes_artefacts
+        Whether artefacts are left out of the tissue, by choice or by the model.
     estimate
         Expected cost of a run; None while it is unknown.
     stage
@@ -147,7 +153,10 @@ class AnalyseState:
     choices: Choices = field(default_factory=Choices)
     slides: tuple[SlideChoice, ...] = ()
     slide: SlideChoice | None = None
+    bundle: Bundle | None = field(default=None, compare=False)
     has_tissue: bool = False
+    tissue_grid: TissueGrid | None = field(default=None, compare=False)  # it holds arrays
+    excludes_artefacts: bool = False
     estimate: RunEstimate | None = None
     stage: SessionState = SessionState.IDLE
     progress: StageProgress | None = None
@@ -179,7 +188,10 @@ def resolve(choices: Choices, facts: Facts) -> AnalyseState:
         choices=choices,
         slides=facts.slides,
         slide=slide,
+        bundle=facts.bundle,
         has_tissue=facts.tissue_grid is not None,
+        tissue_grid=facts.tissue_grid,
+        excludes_artefacts=leaves_out_artefacts(choices, facts.bundle),
         estimate=facts.estimate,
         stage=run.state if run is not None else outcome.state,
         progress=run.progress if run is not None else None,
@@ -205,6 +217,12 @@ def pick_slide(chosen: SlideChoice | None, slides: Sequence[SlideChoice]) -> Sli
 
 def _is_same_file(slide: SlideChoice, other: SlideChoice) -> bool:
     return (slide.path, slide.mpp, slide.given_mpp) == (other.path, other.mpp, other.given_mpp)
+
+
+def leaves_out_artefacts(choices: Choices, bundle: Bundle | None) -> bool:
+    """Return whether artefacts are left out of the tissue, by choice or by the model."""
+    by_model = bundle is not None and bundle.card.tissue.exclude_artefacts
+    return by_model or choices.of_slide.exclude_artefacts
 
 
 def why_run_blocked(choices: Choices, facts: Facts) -> str:

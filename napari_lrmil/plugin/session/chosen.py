@@ -22,6 +22,7 @@ from napari_lrmil.plugin.session.analyse_state import (
     AnalyseState,
     Facts,
     LayerFact,
+    leaves_out_artefacts,
     pick_slide,
     resolve,
     why_run_blocked,
@@ -321,8 +322,7 @@ class ChosenAnalysis:
     @property
     def excludes_artefacts(self) -> bool:
         """Whether artefacts are left out of the tissue of the chosen slide, by choice or by the model."""
-        by_model = self.bundle is not None and self.bundle.card.tissue.exclude_artefacts
-        return by_model or self.choices.of_slide.exclude_artefacts
+        return leaves_out_artefacts(self.choices, self.bundle)
 
     @property
     def what_if(self) -> WhatIf:

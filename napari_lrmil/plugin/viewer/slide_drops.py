@@ -52,6 +52,42 @@ def open_dropped_slides(viewer: Viewer, open_many: OpenMany | None = None) -> No
         drops = _filters[viewer] = SlideDropFilter(viewer)
     if open_many is not None:
         drops.open_many = open_many
+        hide_welcome_page(viewer)
+
+
+def open_slides(viewer: Viewer, paths: Sequence[Path]) -> None:
+    """Open slide files that the user chose: several in the list of slides, if there is one, else as layers.
+
+    An error is shown as a notification.
+
+    Parameters
+    ----------
+    viewer
+        A viewer with a window.
+    paths
+        Slide files.
+    """
+    viewer = unwrap(viewer)
+    drops = _filters.get(viewer)
+    if len(paths) > 1 and drops is not None and drops.open_many is not None:
+        drops.open_many(paths)
+    else:
+        show_errors(partial(_add_slides, viewer, paths))
+
+
+def _add_slides(viewer: Viewer, paths: Sequence[Path]) -> None:
+    hide_welcome_page(viewer)
+    layers = read_dropped_slides(paths)
+    if layers is not NO_LAYERS:
+        add_layers(viewer, layers)
+
+
+def hide_welcome_page(viewer: Viewer) -> None:
+    """Leave an empty canvas empty from now on.
+
+    napari's welcome page would stand where the slide is expected, if it cannot be opened, and says how to open images.
+    """
+    unwrap(viewer).window._qt_viewer.show_welcome_screen = False
 
 
 class SlideDropFilter(QObject):  # type: ignore[misc]  # qtpy has no types
@@ -100,12 +136,7 @@ class SlideDropFilter(QObject):  # type: ignore[misc]  # qtpy has no types
             return None
         if self.open_many is not None and (len(paths) > 1 or not is_slide(paths[0])):
             return partial(self.open_many, paths)
-        return partial(show_errors, partial(self._open, paths)) if all(map(is_slide, paths)) else None
-
-    def _open(self, paths: list[Path]) -> None:
-        layers = read_dropped_slides(paths)
-        if layers is not NO_LAYERS:
-            add_layers(self._viewer, layers)
+        return partial(show_errors, partial(_add_slides, self._viewer, paths)) if all(map(is_slide, paths)) else None
 
 
 def _is_ours(path: Path) -> bool:

@@ -63,6 +63,8 @@ def check(dock: Any, viewer: Any) -> None:
     """Compare the canvas, the minimap and the answer with the slide that the dock names."""
     slide, prediction = dock.session.slide, dock.session.prediction
     assert dock.slide.value == slide
+    assert dock.summary.text().startswith(f"{slide.name} (" if slide is not None else "no slide")
+    check_sections(dock)
     screen = dock.navigation.minimap._screen
     if slide is None:
         assert not visible_paths(viewer) and screen is None
@@ -81,6 +83,22 @@ def check(dock: Any, viewer: Any) -> None:
     assert bool(maps) or MAP_DELETED in dock.note.text()
 
 
+def check_sections(dock: Any) -> None:
+    """Compare forms and exports with the slide and the answer that the dock names."""
+    slide, prediction, of_slide = dock.session.slide, dock.session.prediction, dock.session.choices.of_slide
+    save = dock.save_section
+    assert save.all_files.isEnabled() == save.report.isEnabled() == (prediction is not None)
+    assert save.view.isEnabled() == (slide is not None)
+    assert (slide.path.name in save.command_label.text()) if prediction is not None else not save.command_label.text()
+    assert dock.roi_form.kinds.buttons[of_slide.roi_kind].isChecked()
+    assert dock.roi_form.export_button.isEnabled() == bool(of_slide.regions)
+    assert dock.what_if.undo.isEnabled() == of_slide.can_undo
+    tissue_grid = dock.session.tissue_grid
+    count = f"{len(tissue_grid.grid.lr_index):,} patch" if tissue_grid is not None else ""
+    assert dock.tissue.status.text().startswith(count) and bool(dock.tissue.status.text()) == bool(count)
+    assert dock.model.value == (dock.session.bundle_name or None)
+
+
 class WindowWalk:
     """A user who does anything, in random order."""
 
@@ -92,6 +110,8 @@ class WindowWalk:
         actions: list[Callable[[], None]] = [self.open, self.choose, self.run, self.run, self.cancel, self.delete]
         actions += [self.close, self.show_by_hand, self.hide_by_hand, self.show_again]
         is_long = self.steps > STEPS  # which would mostly walk through an empty window
+        if is_long:
+            actions += [self.draw, self.exclude, self.undo, self.choose_teacher, self.export, self.change_kind]
         action = self.open if is_long and not self.dock.session.slides else self.random.choice(actions)
         action()
         settle(self.dock, self.qtbot)
@@ -134,6 +154,35 @@ class WindowWalk:
         visible = [layer for layer in self.viewer.layers if layer.visible]
         if visible:
             self.random.choice(visible).visible = False
+
+    def draw(self) -> None:
+        """Draw a region in a corner of the slide, on tissue or not."""
+        if self.dock.session.slide is not None:
+            self.dock.roi_form.draw.click()
+            x, y = self.random.choice([(0, 0), (150, 100)])
+            corners = [(y, x), (y, x + 140), (y + 130, x + 140), (y + 130, x)]
+            self.dock.viewer_actions.region_layer().add(corners, shape_type="polygon")
+
+    def exclude(self) -> None:
+        if self.dock.what_if.exclude.isEnabled():
+            self.dock.what_if.exclude.click()
+
+    def undo(self) -> None:
+        if self.dock.what_if.undo.isEnabled():
+            self.dock.what_if.undo.click()
+
+    def change_kind(self) -> None:
+        self.random.choice(list(self.dock.roi_form.kinds.buttons.values())).click()
+
+    def choose_teacher(self) -> None:
+        self.dock.with_teacher.native.click()
+
+    def export(self) -> None:
+        """Prepare the files of the answer; they name its slide."""
+        slide, prediction = self.dock.session.slide, self.dock.session.prediction
+        if prediction is not None:
+            job = self.dock.viewer_actions.export_job(Path("out"))
+            assert job.slide == slide and job.prediction is prediction and slide.path.name in job.request.command
 
     def show_again(self) -> None:
         """Show the slide and its answer as another dock does."""
