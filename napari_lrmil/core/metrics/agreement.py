@@ -53,12 +53,12 @@ class Agreement:
         n = self.n_patches
         if n >= MIN_AGREEMENT_PATCHES:
             return ""
-        by_chance = min(1.0, CHANCE_QUANTILE / math.sqrt(max(1, n - 1)))
+        by_chance = CHANCE_QUANTILE / math.sqrt(max(1, n - 1))
         patches = f"{n} LR {'patch' if n == 1 else 'patches'}, fewer than {MIN_AGREEMENT_PATCHES}"
-        return (
-            f"the agreement of student and teacher is measured on {patches}; "
-            f"so few unrelated values reach a rank correlation of {by_chance:.2f} by chance"
-        )
+        text = f"so few unrelated values reach a rank correlation of {by_chance:.2f} by chance"
+        if by_chance >= 1:
+            text = "so few say nothing about agreement"
+        return f"the agreement of student and teacher is measured on {patches}; {text}"
 
 
 def pool_to_lr_grid(grid: NestedGrid, hr_values: Values) -> NDArray[np.float64]:

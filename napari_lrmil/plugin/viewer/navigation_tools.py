@@ -167,7 +167,8 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
             "edge_width": LINE_PX * unit / float(self._viewer.scene.camera.zoom),
         }
         # A text of the line itself would lie in the middle of its bounding box, on the line.
-        anchor = "lower_left" if self._falls_to_the_right(corners) else "upper_left"
+        # napari's anchors name the corner of the data at which the text begins: it grows up from "upper_left".
+        anchor = "upper_left" if self._falls_to_the_right(corners) else "lower_left"
         label = {
             "face_color": "transparent",
             "border_width": 0,

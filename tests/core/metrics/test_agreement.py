@@ -68,7 +68,8 @@ def test_measure_agreement_by_hand() -> None:
 @pytest.mark.parametrize(
     ("n", "words"),
     [
-        (1, "on 1 LR patch, fewer than 20; so few unrelated values reach a rank correlation of 1.00 by chance"),
+        (1, "on 1 LR patch, fewer than 20; so few say nothing about agreement"),
+        (4, "on 4 LR patches, fewer than 20; so few say nothing about agreement"),
         (5, "on 5 LR patches, fewer than 20; so few unrelated values reach a rank correlation of 0.98 by chance"),
         (19, "rank correlation of 0.46"),
         (20, ""),

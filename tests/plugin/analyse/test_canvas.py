@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from napari_lrmil.plugin.analyse.canvas import SHOWN_BY_HAND
@@ -160,7 +161,7 @@ class WindowWalk:
         if self.dock.session.slide is not None:
             self.dock.roi_form.draw.click()
             x, y = self.random.choice([(0, 0), (150, 100)])
-            corners = [(y, x), (y, x + 140), (y + 130, x + 140), (y + 130, x)]
+            corners = np.array([(y, x), (y, x + 140), (y + 130, x + 140), (y + 130, x)])
             self.dock.viewer_actions.region_layer().add(corners, shape_type="polygon")
 
     def exclude(self) -> None:

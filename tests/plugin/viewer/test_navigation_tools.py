@@ -78,10 +78,10 @@ def test_a_drag_moves_the_slide_and_measures_nothing(tools: Any, viewer: Any) ->
 @pytest.mark.parametrize(
     ("degrees", "end", "anchor"),
     [
-        (0, (300.0, 300.0), "lower_left"),  # falls to the right: the text stands above it, to the right
-        (0, (300.0, 100.0), "upper_left"),
-        (0, (100.0, 300.0), "upper_left"),
-        (90, (300.0, 300.0), "upper_left"),  # falls to the left on the screen
+        (0, (300.0, 300.0), "upper_left"),  # falls to the right: the text stands above it, to the right
+        (0, (300.0, 100.0), "lower_left"),
+        (0, (100.0, 300.0), "lower_left"),
+        (90, (300.0, 300.0), "lower_left"),  # falls to the left on the screen
     ],
 )
 def test_the_length_stands_beside_the_line_and_not_on_it(
