@@ -80,6 +80,7 @@ class AnalyseWidget(DockWidget):
         Emitted when the dock was closed or taken out of the window. Other docks must let go of its session.
     """
 
+    TAB_TITLE = "Analyse"
     removed = Signal()
 
     def __init__(self, viewer: napari.viewer.Viewer, session: Session | None = None) -> None:

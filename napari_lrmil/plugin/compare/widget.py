@@ -69,6 +69,8 @@ class CompareWidget(DockWidget):
         The napari viewer with the slides. If its window has no Analyse dock, one is opened.
     """
 
+    TAB_TITLE = "Compare"
+
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self._viewer = viewer

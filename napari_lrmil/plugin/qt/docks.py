@@ -20,15 +20,24 @@ class DockWidget(QWidget):  # type: ignore[misc]  # qtpy has no types
     """Base class of docks that stop their work if they are closed or if napari takes them out of the window.
 
     The mouse wheel scrolls a dock; it changes a value only in a field that has the focus.
+
+    Attributes
+    ----------
+    TAB_TITLE
+        Text of the tab. napari's name of a dock ends with that of the plugin, and Qt cuts it if several docks are tabs.
     """
+
+    TAB_TITLE: str
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._wheel_guard = WheelGuard(self)
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
-        """Guard the fields against the wheel; by now the dock is built."""
+        """Guard the fields against the wheel and name the tab; by now the dock is built."""
         super().showEvent(event)
+        if isinstance(self.parentWidget(), QDockWidget):
+            self.parentWidget().setWindowTitle(self.TAB_TITLE)
         self._wheel_guard.guard(self)
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  # Qt's name

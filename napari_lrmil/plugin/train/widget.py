@@ -67,6 +67,8 @@ class TrainWidget(DockWidget):
         Store of measured speeds; that of the user by default.
     """
 
+    TAB_TITLE = "Train"
+
     def __init__(self, viewer: napari.viewer.Viewer, settings: SettingsStore | None = None) -> None:
         super().__init__()
         self._viewer = viewer

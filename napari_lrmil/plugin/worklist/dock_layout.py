@@ -28,6 +28,8 @@ END_OF_LIST = "This is the end of the list."
 class WorklistLayout(DockWidget):
     """List, buttons and review panel of the Worklist dock."""
 
+    TAB_TITLE = "Worklist"
+
     def __init__(self) -> None:
         super().__init__()
         self.setMinimumWidth(DOCK_MIN_WIDTH_PX)
