@@ -13,6 +13,7 @@ from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.session.analyse_state import AnalyseState, LayerFact
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.navigation import fit_slide
+from napari_lrmil.plugin.viewer.places import PlaceMemory
 from napari_lrmil.plugin.viewer.split_view import arrange_views, find_split_view, hide_caption_without_map
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
 
 SHOWN_BY_HAND = "This slide is shown because a layer of it was made visible in the layer list."
-CameraPosition = tuple[tuple[float, ...], float]  # centre and zoom
 
 
 class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
@@ -30,7 +30,7 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     Layers of other slides than the shown one are hidden, and stay hidden. If the user makes one visible by hand, its
     slide is chosen. A layer of the shown slide that the user hides by hand stays hidden. Layers of other plugins are
-    left alone. Each slide has a camera position of its own, to which the view returns.
+    left alone. Each slide has a place of its own (position, zoom and rotation), to which the view returns.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._viewer, self._session = viewer, session
         self._applied: WeakKeyDictionary[Layer, bool | None] = WeakKeyDictionary()
         self._shown_path: Path | None = None
-        self._cameras: dict[Path, CameraPosition] = {}
+        self._places = PlaceMemory(viewer)
         self._has_split_grid = False  # whether napari's grid is on for student and teacher, and not by the user
         self._is_applying = False
         self._shown_by_hand: Path | None = None
@@ -58,6 +58,7 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._hand_timer.setInterval(0)
         self._hand_timer.timeout.connect(self._follow_hand)
         connect_until_destroyed(self, [(viewer.canvas.grid.events.enabled, self._on_grid_changed)])
+        connect_until_destroyed(self, [(viewer.layers.events.removing, self._on_removing)])
 
     # ------------------------------------------------------------ facts
 
@@ -93,7 +94,7 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
         path = state.slide.path if state.slide is not None else None
         has_changed = path != self._shown_path
         if has_changed:
-            self._store_camera()
+            self._store_place()
         self._is_applying = True
         try:
             for layer, is_shown in zip(lrmil_layers(self._viewer), state.layers_shown, strict=True):
@@ -122,10 +123,15 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
             elif grid.enabled:
                 grid.enabled = False
 
-    def _store_camera(self) -> None:
+    def _store_place(self) -> None:
         if self._shown_path is not None:
-            camera = self._viewer.scene.camera
-            self._cameras[self._shown_path] = (tuple(camera.center), float(camera.zoom))
+            self._places.leave(self._shown_path)
+
+    def _on_removing(self, event: Any) -> None:
+        """Keep the place of the shown slide before its layer is removed, which knows the rotation."""
+        tag = get_tag(self._viewer.layers[event.index])
+        if tag is not None and tag.role == "slide" and tag.path == self._shown_path:
+            self._store_place()
 
     def _select(self, path: Path | None) -> None:
         """Select a layer of the shown slide if one of another slide is active, or none: minimap and keys follow it."""
@@ -140,9 +146,8 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
         is_first, self._shown_path = self._shown_path is None, path
         if path is None:
             return
-        if path in self._cameras:
-            self._viewer.scene.camera.center, self._viewer.scene.camera.zoom = self._cameras[path]
-        elif not is_first or len(self._session.slides) > 1:  # napari itself fits the first layer
+        is_new = not self._places.return_to(path)
+        if is_new and (not is_first or len(self._session.slides) > 1):  # napari itself fits the first layer
             fit_slide(self._viewer, path)
 
     # ------------------------------------------------------------ what the user does by hand

@@ -18,7 +18,7 @@ from napari_lrmil.plugin.viewer.layers import get_screen_slide, get_tag, lrmil_l
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-    from napari.layers import Image
+    from napari.layers import Image, Layer
     from pint import Unit
 
 MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0)
@@ -136,8 +136,8 @@ def view_centre_um(viewer: ViewerModel) -> tuple[float, float]:
     return world_to_slide(viewer, viewer.scene.camera.center)
 
 
-def world_to_slide(viewer: ViewerModel, position: Sequence[float]) -> tuple[float, float]:
-    """Return x and y in µm on the current slide of a position in the viewer's world.
+def world_to_slide(viewer: ViewerModel, position: Sequence[float], slide: Layer | None = None) -> tuple[float, float]:
+    """Return x and y in µm on a slide of a position in the viewer's world.
 
     Parameters
     ----------
@@ -145,8 +145,10 @@ def world_to_slide(viewer: ViewerModel, position: Sequence[float]) -> tuple[floa
         The viewer.
     position
         Row and column in units of the world, after other axes, as napari's events state it.
+    slide
+        Layer of the slide; None takes the current one.
     """
-    matrix = np.linalg.inv(slide_affine(current_slide(viewer)))
+    matrix = np.linalg.inv(slide_affine(current_slide(viewer) if slide is None else slide))
     y, x = matrix[:2, :2] @ (np.asarray(position[-2:]) * um_per_unit(viewer)) + matrix[:2, 2]
     return float(x), float(y)
 

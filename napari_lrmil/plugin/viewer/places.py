@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.slides.place_link import PlaceLink, is_link, parse_link
-from napari_lrmil.plugin.viewer.layers import LayerTag, get_screen_slide, get_tag
+from napari_lrmil.plugin.viewer.layers import LayerTag, get_screen_slide, get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.navigation import (
     current_magnification,
     current_slide,
@@ -17,13 +17,15 @@ from napari_lrmil.plugin.viewer.navigation import (
     fly_to,
     um_per_unit,
     view_centre_um,
+    world_to_slide,
 )
-from napari_lrmil.plugin.viewer.rotation import current_rotation, rotate_view
+from napari_lrmil.plugin.viewer.rotation import current_rotation, layer_rotation, rotate_view
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from napari.components import ViewerModel
+    from napari.layers import Layer
 
     from napari_lrmil.core.slides.slide import Slide
 
@@ -65,10 +67,9 @@ class PlaceMemory:
         self._rotation = 0.0  # of the slide that was left last
 
     def leave(self, path: Path) -> None:
-        """Keep the place of a slide if it is the current one."""
-        tag = current_slide_tag(self._viewer)
-        if tag is not None and tag.path == path:
-            place = current_place(self._viewer)
+        """Keep the place of a slide that is shown; without its layer the last place stays."""
+        for layer in lrmil_layers(self._viewer, path, role="slide", side="student"):
+            place = place_on(self._viewer, layer)
             self._places[path], self._rotation = place, place.rotation
 
     def enter(self, path: Path) -> None:
@@ -77,19 +78,26 @@ class PlaceMemory:
         A slide that was not shown before is shown as a whole, in the rotation of the slide before: slides of one
         laboratory lie alike on the glass. It must be the current slide.
         """
-        place = self._places.get(path)
-        rotate_view(self._viewer, self._rotation if place is None else place.rotation)
-        if place is None:
+        if not self.return_to(path):
+            rotate_view(self._viewer, self._rotation)
             fit_slide(self._viewer, path)
-        else:
-            self._viewer.scene.camera.zoom = um_per_unit(self._viewer) / place.um_per_pixel
-            fly_to(self._viewer, place.centre_um)
+
+    def return_to(self, path: Path) -> bool:
+        """Return to the place where the current slide was left, and return whether it was shown before."""
+        place = self._places.get(path)
+        if place is None:
+            return False
+        rotate_view(self._viewer, place.rotation)
+        self._viewer.scene.camera.zoom = um_per_unit(self._viewer) / place.um_per_pixel
+        fly_to(self._viewer, place.centre_um)
+        return True
 
 
-def current_place(viewer: ViewerModel) -> Place:
-    """Return the place that the viewer shows."""
+def place_on(viewer: ViewerModel, slide: Layer) -> Place:
+    """Return the place on the layer of a slide that the viewer shows."""
     zoom = float(viewer.scene.camera.zoom)
-    return Place(view_centre_um(viewer), um_per_unit(viewer) / zoom, current_rotation(viewer))
+    centre = world_to_slide(viewer, viewer.scene.camera.center, slide)
+    return Place(centre, um_per_unit(viewer) / zoom, layer_rotation(slide))
 
 
 def go_to_text(viewer: ViewerModel, text: str, unit: str, pixel_ratio: float = 1.0) -> None:

@@ -24,7 +24,12 @@ ROUNDING = 1e-12  # of the numbers of a rotation; those closer to a whole number
 
 def current_rotation(viewer: ViewerModel) -> float:
     """Return the rotation of the current slide on the screen in degrees, clockwise, above -180 and up to 180."""
-    matrix = slide_affine(current_slide(viewer))
+    return layer_rotation(current_slide(viewer))
+
+
+def layer_rotation(layer: Layer | None) -> float:
+    """Return the rotation of a layer of a slide as `current_rotation` does; 0 for None."""
+    matrix = slide_affine(layer)
     degrees = round(math.degrees(math.atan2(matrix[0, 1], matrix[0, 0])), 6)
     return 180.0 if degrees == -180 else degrees + 0.0  # without a negative zero
 

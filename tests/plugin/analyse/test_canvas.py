@@ -13,7 +13,10 @@ import pytest
 from napari_lrmil.plugin.analyse.canvas import SHOWN_BY_HAND
 from napari_lrmil.plugin.session.analyse_state import MAP_DELETED, SLIDE_HIDDEN
 from napari_lrmil.plugin.viewer.layers import add_layers, get_tag, lrmil_layers
+from napari_lrmil.plugin.viewer.navigation import fly_to
+from napari_lrmil.plugin.viewer.places import place_on
 from napari_lrmil.plugin.viewer.reader import read_slide_layers
+from napari_lrmil.plugin.viewer.rotation import rotate_view
 from support.fake_slides import glass, speckled, write_tiff
 from support.window import WAIT_MS, MakeDock, timers_rest
 
@@ -244,6 +247,25 @@ def test_another_slide_in_the_dock_switches_canvas_minimap_map_answer_and_camera
     check(dock, viewer)
     assert dock.session.prediction is of_first and lrmil_layers(viewer, paths[0], role="attention")[0].visible
     assert viewer.scene.camera.zoom == pytest.approx(zoom) and viewer.scene.camera.center == pytest.approx(centre)
+
+
+def test_a_slide_that_is_removed_and_opened_again_is_where_it_was_left(
+    make_dock: MakeDock, viewer: Any, paths: list[Path], qtbot: Any
+) -> None:
+    dock = make_dock(paths[0])
+    open_slide(dock, viewer, paths[1], qtbot)
+    rotate_view(viewer, 90)
+    fly_to(viewer, (120.0, 200.0), 20)
+    (layer,) = lrmil_layers(viewer, paths[1], role="slide")
+    place = place_on(viewer, layer)
+    viewer.layers.clear()
+    settle(dock, qtbot)
+    open_slide(dock, viewer, paths[0], qtbot)
+    open_slide(dock, viewer, paths[1], qtbot)
+    (layer,) = lrmil_layers(viewer, paths[1], role="slide")
+    again = place_on(viewer, layer)
+    assert again.rotation == pytest.approx(90) and again.centre_um == pytest.approx(place.centre_um)
+    assert again.um_per_pixel == pytest.approx(place.um_per_pixel)
 
 
 def test_a_slide_made_visible_by_hand_is_chosen_and_the_dock_says_why(

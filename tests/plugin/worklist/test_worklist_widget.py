@@ -21,7 +21,7 @@ from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow
 from napari_lrmil.core.worklist.seen import SEEN_FILE
 from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers, slide_affine
 from napari_lrmil.plugin.viewer.navigation import fly_to
-from napari_lrmil.plugin.viewer.places import Place, current_place
+from napari_lrmil.plugin.viewer.places import Place, place_on
 from napari_lrmil.plugin.viewer.rotation import rotate_view
 from napari_lrmil.plugin.worklist.jobs import ReadListJob, RunAllJob, slides_without_answer
 from support.fake_slides import speckled, write_tiff
@@ -186,14 +186,14 @@ def test_paging_keeps_the_rotation_and_returns_to_where_a_slide_was_left(
     dock = make_worklist(folder)
     rotate_view(viewer, 90)
     fly_to(viewer, (200.0, 150.0), 20)
-    left_at_a = current_place(viewer)
+    left_at_a = shown_place(viewer)
     page(dock, qtbot)
-    whole = current_place(viewer)
+    whole = shown_place(viewer)
     assert whole.rotation == 90 and whole.centre_um == pytest.approx((320, 250), abs=1), "all of a new slide"
     assert whole.um_per_pixel > 1.5 * left_at_a.um_per_pixel
     rotate_view(viewer, -15)
     fly_to(viewer, (400.0, 300.0), 10)
-    left_at_b = current_place(viewer)
+    left_at_b = shown_place(viewer)
     page(dock, qtbot, -1)
     assert_at(viewer, left_at_a)
     page(dock, qtbot)
@@ -203,9 +203,14 @@ def test_paging_keeps_the_rotation_and_returns_to_where_a_slide_was_left(
     assert_at(viewer, left_at_a)
 
 
+def shown_place(viewer: Any) -> Place:
+    (slide,) = [layer for layer in lrmil_layers(viewer, role="slide") if layer.visible]
+    return place_on(viewer, slide)
+
+
 def assert_at(viewer: Any, place: Place) -> None:
     """Check the place, and that map and slide are rotated alike."""
-    shown = current_place(viewer)
+    shown = shown_place(viewer)
     assert shown.rotation == pytest.approx(place.rotation)
     assert shown.centre_um == pytest.approx(place.centre_um) and shown.um_per_pixel == pytest.approx(place.um_per_pixel)
     (slide,) = [layer for layer in lrmil_layers(viewer, role="slide") if layer.visible]
