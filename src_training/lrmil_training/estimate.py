@@ -117,8 +117,9 @@ def _fit_seconds(workload: WorkloadEstimate, config: TrainConfig, per_patch: flo
     per_slide = config.stage1.patches_per_slide
     pairs = min(workload.lr_train, per_slide * workload.slides * 0.6) if per_slide else workload.lr_train
     students = 1 + len(config.baselines)
-    others = sum(name != config.teacher.aggregator for name in config.compare)
-    distilled = (1 + others) * config.teacher.epochs + students * config.stage2.epochs
+    own = None if config.teacher.mil is not None else config.teacher.aggregator
+    others = sum(name != own for name in config.compare)
+    distilled = ((own is not None) + others) * config.teacher.epochs + students * config.stage2.epochs
     distilled += config.selection.inner_folds * len(list_recipes(config)) * config.teacher.epochs
     epochs = distilled if config.distil else len(config.baselines) * config.teacher.epochs
     if not config.distil:

@@ -21,10 +21,11 @@ STAGE = "comparison"
 def fit_compared_teachers(context: RunContext, hr: HrFeatures) -> Generator[Event, None, dict[str, TeacherOutputs]]:
     """Fit the teachers of `TrainConfig.compare` and return them by method; a fit that has ended is not repeated.
 
-    The run's own aggregator is left out, because its teacher is there already. All have the teacher's other settings,
-    and validation chooses the epoch of each.
+    The run's own aggregator is left out, because its teacher is there already, unless that teacher is given. All have
+    the teacher's other settings, and validation chooses the epoch of each.
     """
-    names = [name for name in context.config.compare if name != context.config.teacher.aggregator]
+    own = None if context.head is not None else context.config.teacher.aggregator
+    names = [name for name in context.config.compare if name != own]
     teachers = {}
     for count, name in enumerate(names):
         yield Progress(STAGE, count, len(names), "teachers")

@@ -286,6 +286,32 @@ def test_labels_are_all_there_or_none(cohort: Path, settings: dict[str, Any], tm
 # ---------------------------------------------------------------- splits, plan, keys
 
 
+@pytest.mark.slow
+def test_given_features_given_teacher_and_a_comparison_in_one_run(
+    cohort: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The head is used on the features as they are; teachers to compare it with are trained, of its aggregator too."""
+    features = Path(settings["features"])
+    changes = {"features": None, "hr_features": str(features), "compare": ["gated_attention", "mean"]}
+    *events, last = train(cohort, tmp_path / "run", build_config(settings | changes), CPU)
+    assert last == Finished(tmp_path / "run")
+    text = "\n".join(e.message for e in events if isinstance(e, Notice))
+    assert "HR patches are not encoded" in text and "frozen: it is not trained here" in text
+    fitted = {e.stage for e in events if isinstance(e, Metric)}
+    assert {"teacher_gated_attention", "teacher_mean"} <= fitted and "teacher" not in fitted
+    with (tmp_path / "run" / "comparison.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file) if row["split"] == "test"}
+    assert set(rows) == {"teacher", "teacher_gated_attention", "teacher_mean", "student", "labels_only"}
+    bundle = Bundle(tmp_path / "run" / "bundle")
+    with Slide(next(iter(sorted(cohort.parent.glob("*.tif"))))) as slide:
+        *_, predicted = predict(slide, bundle, device=CPU, teacher=TeacherPatches.ALL)
+        (file_of_slide,) = features.rglob(f"{slide.name}.h5")
+    assert isinstance(predicted, Finished)
+    stored = torch.from_numpy(np.asarray(read_bag(file_of_slide).features, np.float32))
+    expected = _clam(settings["teacher"]["mil"], stored)
+    np.testing.assert_allclose(predicted.result.teacher.attention, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_splits_are_dealt_by_patient_without_strata(phantoms: Path, tmp_path: Path) -> None:
     """A table without the columns label and split: every patient is in one split, and in one test fold."""
     with phantoms.open(newline="") as file:
