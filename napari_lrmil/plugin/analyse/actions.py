@@ -96,7 +96,8 @@ class ViewerActions:
         layer = self.region_layer()
         if layer is None:
             slide = self._session.opened_slide
-            [layer] = add_layers(self._viewer, [build_region_layer(self._slide_tag(), slide.width * slide.mpp.x)])
+            side_um = max(slide.width * slide.mpp.x, slide.height * slide.mpp.y)
+            [layer] = add_layers(self._viewer, [build_region_layer(self._slide_tag(), side_um)])
         return layer
 
     def sync_drawn_regions(self) -> None:

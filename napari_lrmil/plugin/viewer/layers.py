@@ -213,15 +213,15 @@ REGION_EDGE, EXCLUDED_EDGE = "#ffcc33", "#d55e00"  # of regions of interest, and
 REGION_FACE = [1.0, 0.8, 0.2, 0.12]  # RGBA: the tissue inside a region has to stay readable
 
 
-def build_region_layer(slide: LayerTag, width_um: float) -> LayerData:
+def build_region_layer(slide: LayerTag, side_um: float) -> LayerData:
     """Return an empty layer of shapes in µm, to draw regions on.
 
     Parameters
     ----------
     slide
         Tag of the slide's layer.
-    width_um
-        Width of the slide.
+    side_um
+        Longer side of the slide.
     """
     tag = LayerTag("drawn", slide.path, slide.mpp, slide.given_mpp)
     options = {
@@ -229,7 +229,7 @@ def build_region_layer(slide: LayerTag, width_um: float) -> LayerData:
         "ndim": 2,
         "edge_color": REGION_EDGE,
         "face_color": REGION_FACE,
-        "edge_width": max(2.0, width_um / 600),  # µm: two screen pixels if 1200 of them show the slide's width
+        "edge_width": max(2.0, side_um / 300),  # µm: two screen pixels if 600 of them show the slide's longer side
         "units": UNITS,
         "metadata": tag.as_metadata(),
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import numpy as np
+from napari.layers import Points
 from qtpy.compat import isalive
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QGuiApplication, QKeySequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CLICK_PX = 4  # a press that moves further is a drag of the slide
 LINE_COLOUR, LINE_PX, TEXT_PT = "#0072b2", 3, 14
+# The text is drawn four times in white around itself, because tissue is as dark as a text that is legible on glass.
+HALO, HALO_PX, HALO_COLOUR = ((-1, -1), (-1, 1), (1, -1), (1, 1), (0, 0)), 1.2, "white"
 MEASURE_HINT, SECOND_HINT = "Click on two points of the slide.", "Click on the second point."
 MEASURE_TIP = "Measure the distance between two points of the slide in µm"
 LINK_TIP = "Copy slide, position, magnification and rotation; `napari-lrmil view LINK` opens the place"
@@ -92,7 +95,7 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
             shortcut.setContext(Qt.ShortcutContext.WindowShortcut)  # the canvas has the focus, not this section
         layers, camera = self._viewer.layers.events, self._viewer.scene.camera.events
         connect_until_destroyed(self, [(layers.inserted, self._on_inserted)])
-        connect_until_destroyed(self, [(camera.center, self._show_rotation)])
+        connect_until_destroyed(self, [(camera.center, self._show_rotation), (camera.zoom, self._scale_halo)])
 
     def show_slide(self) -> None:
         """Enable the tools if there is a slide; end a measurement on a slide that is not shown any more."""
@@ -169,15 +172,32 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
         # A text of the line itself would lie in the middle of its bounding box, on the line.
         # napari's anchors name the corner of the data at which the text begins: it grows up from "upper_left".
         anchor = "upper_left" if self._falls_to_the_right(corners) else "lower_left"
+        colours = [HALO_COLOUR] * (len(HALO) - 1) + [LINE_COLOUR]
         label = {
             "face_color": "transparent",
             "border_width": 0,
             "size": unit / float(self._viewer.scene.camera.zoom),
-            "text": {"string": {"constant": f" {text} "}, "color": LINE_COLOUR, "size": TEXT_PT, "anchor": anchor},
+            "text": {"string": {"constant": f" {text} "}, "color": colours, "size": TEXT_PT, "anchor": anchor},
         }
-        middle = corners.mean(axis=0, keepdims=True)
-        add_layers(self._viewer, [([corners], common | line, "shapes"), (middle, common | label, "points")])
+        points = self._halo_points(corners.mean(axis=0))
+        add_layers(self._viewer, [([corners], common | line, "shapes"), (points, common | label, "points")])
         self._viewer.layers.selection.active = active
+
+    def _halo_points(self, point: Float) -> Float:
+        """Return (5, 2) positions of the text: four around a point, as seen at the present zoom, and last the point.
+
+        Parameters
+        ----------
+        point
+            Row and column in µm of the slide.
+        """
+        um_per_px = um_per_unit(self._viewer) / float(self._viewer.scene.camera.zoom)
+        return np.asarray(point + HALO_PX * um_per_px * np.array(HALO), dtype=np.float64)
+
+    def _scale_halo(self, _: Any = None) -> None:
+        for layer in lrmil_layers(self._viewer, role="distance"):
+            if isinstance(layer, Points):
+                layer.data = self._halo_points(layer.data[-1])
 
     def _falls_to_the_right(self, corners: Float) -> bool:
         """Return whether a line falls to the right on the screen, where the slide may be rotated.

@@ -214,7 +214,7 @@ class AnnotationLayer:
             return
         tags = [get_tag(layer) for layer in lrmil_layers(self._viewer, slide.path, role="slide")]
         tag = next((tag for tag in tags if tag is not None), LayerTag("slide", slide.path, slide.mpp.mean))
-        data, options, kind = build_region_layer(tag, slide.width * slide.mpp.x)
+        data, options, kind = build_region_layer(tag, max(slide.width * slide.mpp.x, slide.height * slide.mpp.y))
         own = LayerTag("annotation", tag.path, tag.mpp, tag.given_mpp)
         features = {CLASS: np.empty(0, dtype=object)}  # napari takes no default of a column that it does not have
         options |= {"name": "Annotations", "metadata": own.as_metadata(), "features": features, "text": TEXT_OPTIONS}

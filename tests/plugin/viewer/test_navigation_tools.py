@@ -54,7 +54,11 @@ def test_two_clicks_measure_a_distance_in_micrometres(tools: Any, viewer: Any, q
     assert float(tools.distance.text().split()[1]) == pytest.approx(expected, rel=0.02)
     line, label = lrmil_layers(viewer, role="distance")
     assert f"Distance {str(label.text.values).strip()}. " in tools.distance.text() and line.visible and label.visible
-    assert label.data == pytest.approx(line.data[0].mean(axis=0, keepdims=True)), "the length stands at the line"
+    assert label.data[-1] == pytest.approx(line.data[0].mean(axis=0)), "the length stands at the line"
+    halo = np.ptp(label.data, axis=0)
+    viewer.scene.camera.zoom *= 4
+    assert np.ptp(label.data, axis=0) == pytest.approx(halo / 4), "its halo is as wide on the screen"
+    assert label.data[-1] == pytest.approx(line.data[0].mean(axis=0))
     tools.measure.click()
     assert not lrmil_layers(viewer, role="distance") and not tools.distance.isVisible()
     assert tools._press not in viewer.mouse_drag_callbacks
@@ -191,7 +195,7 @@ def test_a_distance_is_measured_on_the_slide_in_a_rotated_view(tools: Any, viewe
     for position in ((200.0, -100.0), (250.0, -100.0)):  # 50 µm down on the screen, to the right on the slide
         tools.add_point(world_to_slide(viewer, position))
     line, label = lrmil_layers(viewer, role="distance")
-    assert label.data_to_world(label.data[0]) == pytest.approx((225, -100)), "at the line in a rotated view too"
+    assert label.data_to_world(label.data[-1]) == pytest.approx((225, -100)), "at the line in a rotated view too"
     assert line.data[0] == pytest.approx(np.array([(100, 200), (100, 250)]))
     assert line.data_to_world(line.data[0][1]) == pytest.approx((250, -100))
     tools.measure.click()
