@@ -19,6 +19,7 @@ from napari_lrmil.core.worklist.annotation_file import (
     with_class,
 )
 from napari_lrmil.plugin.viewer.layers import LayerTag, add_layers, build_region_layer, get_tag, lrmil_layers
+from napari_lrmil.plugin.viewer.navigation import um_per_unit
 from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ CLASS = "class"  # column of the layer's features
 FACE_OPACITY = 0.12  # the tissue inside a region has to stay readable
 TEXT_OPTIONS = {"string": f"{{{CLASS}}}", "size": 10, "color": "black", "anchor": "upper_left"}
 SELECTING = ("select", "direct")  # modes of the layer in which a user selects shapes by hand
+EDGE_PX = 2  # of outlines on the screen, at any zoom
+EDGE_DELAY_MS, EDGE_TOLERANCE = 100, 0.1  # a zoom has many steps; a width within the tolerance (relative) stays
 SAVE_DELAY_MS = 50  # napari emits several events while one shape is drawn
 
 
@@ -71,6 +74,10 @@ class AnnotationLayer:
         self._timer.setSingleShot(True)
         self._timer.setInterval(SAVE_DELAY_MS)
         self._timer.timeout.connect(self.save)
+        self._edge_timer = QTimer(parent)
+        self._edge_timer.setSingleShot(True)
+        self._edge_timer.setInterval(EDGE_DELAY_MS)
+        self._edge_timer.timeout.connect(self._fit_edges)
 
     def open(self, results: Path, name: str, slide: Slide, reviewer: str) -> None:
         """Show the stored annotations of a slide; the layer is added when there is one, or when drawing starts.
@@ -109,6 +116,8 @@ class AnnotationLayer:
         if self._timer.isActive():
             self._timer.stop()
             self.save()
+        self._edge_timer.stop()
+        self._viewer.scene.camera.events.zoom.disconnect(self._on_zoom)
         self._viewer.layers.selection.events.active.disconnect(self._show_tool)
         self._file, self._slide, self._layer = None, None, None
         self._show_tool()
@@ -218,12 +227,14 @@ class AnnotationLayer:
         own = LayerTag("annotation", tag.path, tag.mpp, tag.given_mpp)
         features = {CLASS: np.empty(0, dtype=object)}  # napari takes no default of a column that it does not have
         options |= {"name": "Annotations", "metadata": own.as_metadata(), "features": features, "text": TEXT_OPTIONS}
+        options["edge_width"] = self._edge_width_um()
         [layer] = add_layers(self._viewer, [(data, options, kind)])
         self._layer, self._was_drawing = layer, False
         for region in regions:
             self._add_region(layer, region, slide)
         self.set_next_class(self._class)
         self._viewer.layers.selection.events.active.connect(self._show_tool)
+        self._viewer.scene.camera.events.zoom.connect(self._on_zoom)
         layer.events.mode.connect(partial(self._on_mode, layer))
         layer.events.data.connect(partial(self._on_edited, layer))
 
@@ -232,6 +243,22 @@ class AnnotationLayer:
         corners, shape_types = zip(*shapes_from_regions([region], slide.mpp), strict=True)
         colours = {"edge_color": _edge_colour(region.name), "face_color": _face_colour(region.name)}
         layer.add(list(corners), shape_type=list(shape_types), **colours)
+
+    def _edge_width_um(self) -> float:
+        return EDGE_PX * um_per_unit(self._viewer) / float(self._viewer.scene.camera.zoom)
+
+    def _on_zoom(self, _: Any = None) -> None:
+        self._edge_timer.start()
+
+    def _fit_edges(self) -> None:
+        """Draw the outlines as wide on the screen as before a zoom."""
+        layer, width = self._layer, self._edge_width_um()
+        if layer is None or layer not in self._viewer.layers:
+            return
+        if abs(width / layer.current_edge_width - 1) > EDGE_TOLERANCE:
+            layer.edge_width = width
+            with layer.block_update_properties():
+                layer.current_edge_width = width
 
     def _on_edited(self, layer: Shapes, _: Any = None) -> None:
         if layer is self._layer:

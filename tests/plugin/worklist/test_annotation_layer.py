@@ -17,6 +17,7 @@ from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.worklist.annotation_file import class_colour
 from napari_lrmil.plugin.worklist.annotation_layer import AnnotationLayer
 from support.fake_slides import speckled, write_tiff
+from support.window import WAIT_MS
 
 
 @pytest.fixture
@@ -99,3 +100,25 @@ def test_a_region_that_is_being_drawn_when_the_slide_is_left_is_stored_and_the_t
         add_path_polygon(layer, event)
     annotations.close()
     assert layer.mode == "pan_zoom" and stored_classes(tmp_path) == ["Tumor"]
+
+
+def test_outlines_are_as_wide_on_the_screen_at_any_zoom_also_while_a_region_is_drawn(
+    annotations: AnnotationLayer, tmp_path: Path, qtbot: Any
+) -> None:
+    annotations.start_drawing("Tumor")
+    layer = annotations._layer
+    assert layer is not None
+    draw_triangle(layer, 10.0)
+    corners = ((50.0, 110.0), (50.0, 150.0), (90.0, 150.0), (95.0, 130.0))
+    for corner in corners:
+        event = SimpleNamespace(position=layer.data_to_world(corner), pos=np.array(corner), type="mouse_press")
+        polygon_creating(layer, event)
+        add_path_polygon(layer, event)
+        if corner == corners[1]:
+            annotations._viewer.scene.camera.zoom = 8.0
+            qtbot.waitUntil(lambda: layer.current_edge_width == pytest.approx(0.25), timeout=WAIT_MS)
+    finish_drawing_shape(layer, event)
+    assert layer.edge_width == pytest.approx([0.25, 0.25])
+    annotations.save()
+    assert stored_classes(tmp_path) == ["Tumor", "Tumor"]
+    assert {tuple(corner) for corner in layer.data[1]} >= set(corners[:3])
