@@ -17,7 +17,8 @@ import static qupath.lib.gui.scripting.QPEx.*
 def folder = null
 
 // What to show: "attention relative" or "teacher attention relative" (times the slide's average),
-// "attention difference" (student minus teacher), "rank" or "evidence <class>". null takes the heat map away.
+// "attention difference" (student minus teacher), "rank" (1, the highest attention, is the darkest) or
+// "evidence <class>". null takes the heat map away.
 def measurement = "attention relative"
 
 // Ends of the colour scale. null: those of overlay.png, 0 to the 99th percentile, at least twice the average.
