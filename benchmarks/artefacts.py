@@ -1,7 +1,7 @@
 """Artefacts on phantoms: how much of each kind is found, how much tissue is lost, and what the search costs.
 
     python benchmarks/artefacts.py --work WORK [--slides N] [--crops SLIDE…] [--data FOLDER] [--cohort FOLDER]
-        [--write docs/how-to/artefacts.md]
+        [--patches FOLDER] [--write docs/how-to/artefacts.md]
 
 Each phantom is painted once and then gets one artefact of each kind. "Found" is the share of the artefact's tissue that
 is marked as an artefact of any kind, "lost" the share of the other tissue. CPU times are medians after a first pass,
@@ -12,6 +12,7 @@ found on crops that were chosen for their tissue counts as lost.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from real_tissue_table import put_between
 
 from napari_lrmil.core.geometry import PatchPlan
@@ -42,6 +44,7 @@ INKS = {
 }
 BLURS = (4.0, 8.0, 12.0)  # µm
 RUNS = 5
+PATCHES_STEP = 9  # of the many slides assembled from patches, each of these is searched
 PLAN = PatchPlan(MPP, 2.0, 128, 128)
 Painted = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
@@ -125,10 +128,6 @@ def measure(work: Path, slides: int) -> Iterator[tuple[str, float, float, str]]:
 
 def fold_truth(path: Path, plain: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return where the fold's outline lies."""
-    import json
-
-    from PIL import Image, ImageDraw
-
     outline = json.loads(path.with_name(f"{path.stem}_artefacts.geojson").read_text())["features"][0]
     picture = Image.new("1", plain.shape[1::-1])
     ImageDraw.Draw(picture).polygon([tuple(p) for p in outline["geometry"]["coordinates"][0]], fill=1)
@@ -155,8 +154,10 @@ def costs(path: Path) -> tuple[float, float]:
     return float(first), float(second)
 
 
-def real_tissue(work: Path, data: Path, cohort: Path | None) -> Iterator[tuple[str, Sequence[Path]]]:
-    """Yield name and slides of each set of real crops: regions of slides, fields, and slides painted from patches."""
+def real_tissue(
+    work: Path, data: Path, cohort: Path | None, patches: Path | None
+) -> Iterator[tuple[str, Sequence[Path]]]:
+    """Yield name and slides of each set of real crops: regions of slides, fields, and slides assembled from both."""
     slides = data / "slides"
     yield "CMU-1, skin: SVS, pyramid, DICOM", [*slides.glob("CMU-1*"), *(slides / "derived").glob("CMU-1*")]
     yield "MoNuSeg, breast: one field, two files", sorted((slides / "derived").glob("monuseg*"))
@@ -165,13 +166,13 @@ def real_tissue(work: Path, data: Path, cohort: Path | None) -> Iterator[tuple[s
         [_as_slide(work, path) for path in sorted((data / "patches/glas").rglob("*.png"))],
     )
     if cohort is not None:
-        yield "IDC, breast: slides painted from patches", sorted(cohort.glob("*.tif"))
+        yield "GlaS, colon: slides assembled from fields", sorted(cohort.glob("*.tif"))
+    if patches is not None:
+        yield "IDC, breast: slides assembled from patches of 400 µm", sorted(patches.glob("*.tif"))[::PATCHES_STEP]
 
 
 def _as_slide(work: Path, image: Path) -> Path:
     """Write a field of GlaS as a slide."""
-    from PIL import Image
-
     path = work / f"{image.stem}.tif"
     options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
     with Image.open(image) as picture:
@@ -181,16 +182,42 @@ def _as_slide(work: Path, image: Path) -> Path:
 
 
 def print_real_table(sets: Iterable[tuple[str, Sequence[Path]]]) -> str:
-    """Return a row for each set: slides with any artefact, mean and largest share of the tissue, and the kinds."""
-    lines = ["| real tissue | told | tissue lost, mean | most on one | kinds |", "|---|---|---|---|---|"]
+    """Return a row for each set: slides with any artefact, tissue lost, lesions lost, and the kinds."""
+    lines = [
+        "| real tissue | told | tissue lost, mean | most on one | outlined lesions lost, mean | most on one | kinds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, paths in sets:
-        shares = [search(path)[1].shares for path in paths]
-        lost = [100 * sum(kinds.values()) for kinds in shares]
-        counts = Counter(kind for kinds in shares for kind in kinds)
+        searches = [(path, *search(path)) for path in paths]
+        lost = [100 * sum(artefacts.shares.values()) for _, _, artefacts in searches]
+        lesions = [100 * share for one in searches if (share := lesion_share(*one)) is not None]
+        counts = Counter(kind for _, _, artefacts in searches for kind in artefacts.shares)
         text = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "–"
-        with_artefacts = f"{sum(map(bool, shares))} of {len(shares)}"
-        lines.append(f"| {name} | {with_artefacts} | {np.mean(lost):.2f} % | {max(lost):.1f} % | {text} |")
+        with_artefacts = f"{sum(bool(artefacts.shares) for _, _, artefacts in searches)} of {len(searches)}"
+        of_lesions = f"{np.mean(lesions):.2f} % | {max(lesions):.1f} %" if lesions else "– | –"
+        lines.append(
+            f"| {name} | {with_artefacts} | {np.mean(lost):.2f} % | {max(lost):.1f} % | {of_lesions} | {text} |"
+        )
     return "\n".join(lines)
+
+
+def lesion_share(path: Path, tissue: Tissue, artefacts: Artefacts) -> float | None:
+    """Return the share of the tissue in lesion outlines that is marked; None without outlines beside the slide."""
+    outlines = path.with_name(f"{path.stem}_lesions.geojson")
+    if not outlines.exists() or not json.loads(outlines.read_text())["features"]:
+        return None
+    assert tissue.evidence is not None
+    is_tissue = tissue.evidence.is_tissue[::STEP, ::STEP]
+    with Slide(path) as slide:
+        size = slide.bounds.width, slide.bounds.height
+    picture = Image.new("1", is_tissue.shape[::-1])
+    scale = picture.width / size[0], picture.height / size[1]
+    for feature in json.loads(outlines.read_text())["features"]:
+        ring = [(x * scale[0], y * scale[1]) for x, y in feature["geometry"]["coordinates"][0]]
+        ImageDraw.Draw(picture).polygon(ring, fill=1)
+    lesion = np.asarray(picture, np.bool_) & is_tissue
+    mask = artefacts.any_kind
+    return float(mask[lesion].mean()) if mask is not None and lesion.any() else 0.0
 
 
 def print_table(rows: Sequence[tuple[str, float, float, str]]) -> str:
@@ -215,6 +242,7 @@ def main() -> None:
     p.add_argument("--crops", type=Path, nargs="*", default=[], help="slides of real tissue, which are only searched")
     p.add_argument("--data", type=Path, help="folder with slides and patches of real tissue")
     p.add_argument("--cohort", type=Path, help="folder of slides that benchmarks/real_tissue_cohorts.py painted")
+    p.add_argument("--patches", type=Path, help="folder of slides that benchmarks/breast_idc.py painted")
     p.add_argument("--write", type=Path, help="put the table into this page")
     args = p.parse_args()
     table = print_table(list(measure(args.work, args.slides)))
@@ -226,7 +254,7 @@ def main() -> None:
         )
         lines.append(f"- {path.name}: mask {tissue:.1f} CPU-ms, artefacts {search_ms:.1f} CPU-ms; told: {kinds_text}")
     if args.data is not None:
-        lines += ["", print_real_table(real_tissue(args.work, args.data, args.cohort))]
+        lines += ["", print_real_table(real_tissue(args.work, args.data, args.cohort, args.patches))]
     text = "\n".join(lines)
     if args.write is None:
         print(text)
