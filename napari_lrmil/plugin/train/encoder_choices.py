@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from napari_lrmil.core.encoders.spec import ABSENT
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_size
 from napari_lrmil.core.models.bundle import shipped_bundles
@@ -41,6 +42,8 @@ class EncoderChoice:
     @property
     def text(self) -> str:
         """One line: licence, size, location of the weights."""
+        if self.name == ABSENT:
+            return "Not at hand: the HR features alone are used, and the model has no teacher."
         location = f"weights are not here; {self.instructions or 'downloaded when training starts'}"
         if self.is_local:
             location = "weights are here"
@@ -58,8 +61,10 @@ def describe_encoder(name: str) -> EncoderChoice:
     Parameters
     ----------
     name
-        Shipped model, ``lazyslide:…``, ``hf:…``, file or folder.
+        Shipped model, ``lazyslide:…``, ``hf:…``, file or folder, or ``none`` for one that is not at hand.
     """
+    if name == ABSENT:
+        return EncoderChoice(name)
     if name.startswith(REGISTRY_PREFIX):
         return _describe_registry_encoder(name)
     if name.startswith(HUB_PREFIX):

@@ -22,6 +22,7 @@ from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.train import run_process as training_run
 from napari_lrmil.plugin.train.cohort_table import CohortRow, CohortTable, SlideCheck, SlideChecked
 from napari_lrmil.plugin.train.config_fields import flatten_config, list_config_fields, preset_config, unflatten_config
+from napari_lrmil.plugin.train.encoder_choices import describe_encoder
 from napari_lrmil.plugin.train.estimate import estimate_training
 from napari_lrmil.plugin.train.result_table import read_run_result
 from napari_lrmil.plugin.train.run_monitor import SILENCE_LIMIT_S, HeartbeatMonitor, JsonLinesTail, RunLogState
@@ -322,6 +323,12 @@ def test_the_form_has_every_setting_and_gives_it_back() -> None:
         assert unflatten_config(edited) == config
     assert by_key["stage1.epochs"].lowest == 0 and by_key["teacher.epochs"].lowest == 1
     assert by_key["stage2.init"].choices == ("teacher", "fresh", "frozen_head")
+
+
+def test_an_encoder_that_is_not_at_hand_blocks_no_run() -> None:
+    choice = describe_encoder("none")
+    assert not choice.blocked_by and "HR features alone" in choice.text
+    assert describe_encoder("nowhere").blocked_by
 
 
 def test_the_estimate_says_what_it_rests_on(tmp_path: Path) -> None:
