@@ -1,12 +1,12 @@
-"""Artefacts on phantoms: how much of each kind is found, how much tissue is lost, and what the search costs.
+"""Artefacts on phantoms: how much of each kind is found, how much other tissue is marked, and what the search costs.
 
     python benchmarks/artefacts.py --work WORK [--slides N] [--crops SLIDE…] [--data FOLDER] [--cohort FOLDER]
         [--patches FOLDER] [--write docs/how-to/artefacts.md]
 
 Each phantom is painted once and then gets one artefact of each kind. "Found" is the share of the artefact's tissue that
-is marked as an artefact of any kind, "lost" the share of the other tissue. CPU times are medians after a first pass,
-relative to the tissue mask. Slides go to `WORK` and may be deleted. Real tissue has no outlines of artefacts: what is
-found on crops that were chosen for their tissue counts as lost.
+is marked as an artefact of any kind, "other tissue marked" the share of the rest. CPU times are medians after a first
+pass, relative to the tissue mask. Slides go to `WORK` and may be deleted. Real tissue has no outlines of artefacts: what is
+found on crops that were chosen for their tissue counts as marked wrongly. Folds are marked, and never left out.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def search(path: Path) -> tuple[Tissue, Artefacts]:
 
 
 def shares(tissue: Tissue, artefacts: Artefacts, truth: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the share of the artefact's tissue that was found, and of the other tissue that was lost."""
+    """Return the share of the artefact's tissue that was found, and of the other tissue that was marked."""
     assert tissue.evidence is not None
     is_tissue = tissue.evidence.is_tissue[::STEP, ::STEP]
     rows, columns = (
@@ -102,14 +102,14 @@ def shares(tissue: Tissue, artefacts: Artefacts, truth: NDArray[np.bool_]) -> tu
 
 
 def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a mask grown by 3 pixels: the margin of an artefact is neither found nor lost."""
+    """Return a mask grown by 3 pixels: the margin of an artefact is neither found nor wrong."""
     from scipy.ndimage import binary_dilation
 
     return np.asarray(binary_dilation(mask, iterations=3))
 
 
 def measure(work: Path, slides: int) -> Iterator[tuple[str, float, float, str]]:
-    """Yield kind, share found, share of tissue lost, and the kinds that were told, of each phantom."""
+    """Yield kind, share found, share of other tissue marked, and the kinds that were told, of each phantom."""
     work.mkdir(parents=True, exist_ok=True)
     for i in range(slides):
         phantom = PhantomSlide(f"phantom-{i}", LESION if i % 2 else NORMAL, SEED + i, SIZE)
@@ -182,21 +182,21 @@ def _as_slide(work: Path, image: Path) -> Path:
 
 
 def print_real_table(sets: Iterable[tuple[str, Sequence[Path]]]) -> str:
-    """Return a row for each set: slides with any artefact, tissue lost, lesions lost, and the kinds."""
+    """Return a row for each set: slides with any artefact, tissue marked, lesions marked, and the kinds."""
     lines = [
-        "| real tissue | told | tissue lost, mean | most on one | outlined lesions lost, mean | most on one | kinds |",
+        "| real tissue | told | tissue marked, mean | most on one | lesions marked, mean | most on one | kinds |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, paths in sets:
         searches = [(path, *search(path)) for path in paths]
-        lost = [100 * sum(artefacts.shares.values()) for _, _, artefacts in searches]
+        marked = [100 * sum(artefacts.shares.values()) for _, _, artefacts in searches]
         lesions = [100 * share for one in searches if (share := lesion_share(*one)) is not None]
         counts = Counter(kind for _, _, artefacts in searches for kind in artefacts.shares)
         text = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "–"
         with_artefacts = f"{sum(bool(artefacts.shares) for _, _, artefacts in searches)} of {len(searches)}"
         of_lesions = f"{np.mean(lesions):.2f} % | {max(lesions):.1f} %" if lesions else "– | –"
         lines.append(
-            f"| {name} | {with_artefacts} | {np.mean(lost):.2f} % | {max(lost):.1f} % | {of_lesions} | {text} |"
+            f"| {name} | {with_artefacts} | {np.mean(marked):.2f} % | {max(marked):.1f} % | {of_lesions} | {text} |"
         )
     return "\n".join(lines)
 
@@ -221,8 +221,8 @@ def lesion_share(path: Path, tissue: Tissue, artefacts: Artefacts) -> float | No
 
 
 def print_table(rows: Sequence[tuple[str, float, float, str]]) -> str:
-    """Return a row for each kind: slides on which it was told, mean share found, mean share of tissue lost."""
-    lines = ["| artefact | told | found | other tissue lost |", "|---|---|---|---|"]
+    """Return a row for each kind: slides on which it was told, mean share found, mean share of other tissue marked."""
+    lines = ["| artefact | told | found | other tissue marked |", "|---|---|---|---|"]
     for name in dict.fromkeys(row[0] for row in rows):
         of_kind = [row for row in rows if row[0] == name]
         count = sum(bool(row[3]) for row in of_kind)

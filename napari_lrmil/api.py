@@ -131,7 +131,7 @@ def predict(
     allow_missing
         Predict a slide even if more than a third of its tissue is not stored or damaged.
     exclude_artefacts
-        Leave pen, folds, air bubbles and blur out of the tissue.
+        Leave pen, air bubbles and blur out of the tissue; folds stay.
     on_event
         Called with every event, for a progress display.
 

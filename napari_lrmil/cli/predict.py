@@ -75,7 +75,7 @@ ExcludeOption = Annotated[Path | None, typer.Option(help="leave out these region
 TissueOption = Annotated[Path | None, typer.Option(help="a tissue mask (PNG) that was saved from the window")]
 ArtefactsOption = Annotated[
     bool,
-    typer.Option("--exclude-artefacts", help="leave pen, folds, air bubbles and blur out of the tissue"),
+    typer.Option("--exclude-artefacts", help="leave pen, air bubbles and blur out of the tissue; folds stay"),
 ]
 ReportOption = Annotated[bool, typer.Option("--report", help="also write report.html for each slide")]
 OverlayOption = Annotated[bool, typer.Option("--overlay/--no-overlay", help="draw overlay.png for each slide, or not")]

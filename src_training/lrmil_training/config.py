@@ -407,8 +407,8 @@ class TrainConfig(_Frozen):
     encoder: EncoderConfig = EncoderConfig()
     """Networks that encode patches."""
     exclude_artefacts: bool = False
-    """Leave pen, folds, air bubbles and blur out of the tissue, in training and then in every prediction of the model.
-    Presets default and paper do; runs and files without the key do not, nor does demo, of phantoms."""
+    """Leave pen, air bubbles and blur out of the tissue, in training and then in every prediction of the model.
+    Folds stay. Presets default and paper do; runs and files without the key do not, nor does demo, of phantoms."""
     stain: StainConfig = StainConfig()
     """Colour of the patches."""
     split: SplitConfig = SplitConfig()

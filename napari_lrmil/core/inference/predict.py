@@ -102,7 +102,7 @@ def predict(
     student
         The student's prediction of an earlier call on the same patches. It is taken over, and only the teacher runs.
     exclude_artefacts
-        Leave pen, folds, air bubbles and blur out of the tissue, even if the model was trained with them. A given
+        Leave pen, air bubbles and blur out of the tissue, even if the model was trained with them. A given
         `tissue_grid` is taken as it is.
 
     Raises

@@ -336,7 +336,7 @@ def card_text(card: Card, limits: Sequence[str] = ()) -> str:
             else []
         ),
         *([f"- Colour: slides are normalised by {card.stain.method}"] if card.stain else []),
-        *(["- Tissue: without pen, folds, air bubbles and blur"] if card.tissue.exclude_artefacts else []),
+        *(["- Tissue: without pen, air bubbles and blur"] if card.tissue.exclude_artefacts else []),
         f"- Probabilities: {CALIBRATED if card.temperature else 'not calibrated'}",
         "",
         *_summary("Cohort", card.cohort),

@@ -7,7 +7,7 @@ artefact of each kind, see benchmarks/artefacts.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,8 +59,15 @@ class Artefacts:
     @property
     def any_kind(self) -> Mask | None:
         """Mask of all kinds; None if there is none."""
-        masks = list(self.masks.values())
-        return np.logical_or.reduce(masks) if masks else None
+        return _union(list(self.masks.values()))
+
+    @property
+    def excludable(self) -> Mask | None:
+        """Mask of the kinds that may be left out of the tissue; None if there is none. Folds are not among them.
+
+        A band of dense carcinoma can look like a fold, and a model must not lose it unnoticed.
+        """
+        return _union([mask for kind, mask in self.masks.items() if kind != FOLD])
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class ArtefactShares:
     shares
         Kind -> share of the tissue, 0 to 1.
     excluded
-        Whether they were left out of the tissue.
+        Whether all but folds were left out of the tissue.
     """
 
     shares: dict[str, float]
@@ -83,16 +90,32 @@ class ArtefactShares:
         """A sentence if so much of the tissue is covered that the answer may rest on it; else empty."""
         if sum(self.shares.values()) <= WARNING_SHARE:
             return ""
-        parts = ", ".join(f"{WORDS[kind]} on {format_share(share)}" for kind, share in self.shares.items())
-        if self.excluded:
-            return f"artefacts on the tissue, which were left out: {parts}"
-        advice = "leave them out (--exclude-artefacts, in the window: Artefacts, Leave out)"
-        return f"artefacts on the tissue, which were read as tissue: {parts}; {advice}"
+        others = {kind: share for kind, share in self.shares.items() if kind != FOLD}
+        if self.excluded and others:
+            read = f"; {format_shares(self.folds)} read as tissue" if self.folds else ""
+            return f"artefacts on the tissue, which were left out: {format_shares(others)}{read}"
+        advice = "leave out all but folds (--exclude-artefacts, in the window: Artefacts, Leave out)"
+        text = f"artefacts on the tissue, which were read as tissue: {format_shares(self.shares)}"
+        return f"{text}; {advice}" if others else text
+
+    @property
+    def folds(self) -> dict[str, float]:
+        """Share of the tissue of folds, which are always read as tissue; empty without folds."""
+        return {kind: share for kind, share in self.shares.items() if kind == FOLD}
 
 
 def format_share(share: float) -> str:
     """Return a share in per cent; none reads as nothing by rounding."""
     return "less than 1 %" if share < 0.01 else f"{100 * share:.0f} %"
+
+
+def format_shares(shares: Mapping[str, float]) -> str:
+    """Return kinds and their shares of the tissue as words."""
+    return ", ".join(f"{WORDS[kind]} on {format_share(share)}" for kind, share in shares.items())
+
+
+def _union(masks: Sequence[Mask]) -> Mask | None:
+    return np.logical_or.reduce(masks) if masks else None
 
 
 def find_artefacts(colours: NDArray[np.uint8], sharpness: Float, is_tissue: Mask, pixel_um: float) -> Artefacts:
@@ -125,8 +148,8 @@ def find_artefacts(colours: NDArray[np.uint8], sharpness: Float, is_tissue: Mask
 
 
 def exclude_artefacts(is_tissue: Mask, artefacts: Artefacts) -> Mask:
-    """Return a tissue mask without the artefacts on it."""
-    covered = artefacts.any_kind
+    """Return a tissue mask without the artefacts on it; folds stay, see `Artefacts.excludable`."""
+    covered = artefacts.excludable
     if covered is None:
         return is_tissue
     height, width = is_tissue.shape

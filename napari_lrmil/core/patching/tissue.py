@@ -40,7 +40,7 @@ class TissueConfig:
     min_share
         Share of tissue from which an HR patch is selected.
     exclude_artefacts
-        Whether pen, folds, air bubbles and blur are no tissue; see `napari_lrmil.core.patching.artefacts`.
+        Whether pen, air bubbles and blur are no tissue (folds are); see `napari_lrmil.core.patching.artefacts`.
     """
 
     mask_um: float = 8.0

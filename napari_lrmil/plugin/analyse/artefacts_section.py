@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QWidget
 
-from napari_lrmil.core.patching.artefacts import WORDS, format_share
+from napari_lrmil.core.patching.artefacts import FOLD, format_shares
 from napari_lrmil.plugin.qt.section import Section, enable_unless, make_label
 from napari_lrmil.plugin.session.preconditions import RUN_ACTIVE, TISSUE_UNKNOWN
 
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 NOT_FOUND = "No artefact was found."
 OFF_TISSUE = "Artefacts lie beside the tissue only."
 EDITED = "The mask was edited by hand and is used as it is."
-BY_MODEL = "The model was trained without artefacts, and always leaves them out."
+BY_MODEL = "The model was trained without artefacts, and always leaves out all but folds."
 SHOW_TIP = "Outline pen (blue), folds (orange), air bubbles (green) and blur (pink) on the slide"
-EXCLUDE_TIP = "Read no patch where artefacts leave too little tissue, although the model was trained with them"
+EXCLUDE_TIP = (
+    "Read no patch where pen, air bubbles or blur leave too little tissue, although the model was trained with them. "
+    "Folds stay: dense tissue can look like one"
+)
 
 
 class ArtefactsSection(Section):
@@ -67,6 +70,7 @@ class ArtefactsSection(Section):
         self.outlines.setChecked(has_outlines)
         self.exclude.setChecked(state.excludes_artefacts)
         shares = artefacts.shares if artefacts is not None else {}
-        parts = ", ".join(f"{WORDS[kind]} on {format_share(share)}" for kind, share in shares.items())
-        treated = "are left out" if state.excludes_artefacts else "count as tissue"
-        self.status.setText(f"Of the tissue: {parts}; they {treated}." if parts else nothing or OFF_TISSUE)
+        is_left_out = state.excludes_artefacts and shares.keys() != {FOLD}
+        treated = "all but folds are left out" if is_left_out else "they count as tissue"
+        text = f"Of the tissue: {format_shares(shares)}; {treated}." if shares else nothing or OFF_TISSUE
+        self.status.setText(text)

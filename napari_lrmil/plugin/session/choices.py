@@ -37,7 +37,7 @@ class SlideChoices:
     allow_missing
         Whether the slide is analysed even if more than a third of its tissue is missing.
     exclude_artefacts
-        Whether pen, folds, air bubbles and blur are left out of the tissue although the model was trained with them.
+        Whether pen, air bubbles and blur are left out of the tissue although the model was trained with them.
     """
 
     roi_kind: Kind = "slide"

@@ -348,7 +348,7 @@ class FeatureTask:
     layout
         ``trident``, or a further layout in which the features are written too, ``clam`` or ``stamp``.
     exclude_artefacts
-        Whether pen, folds, air bubbles and blur are left out. Such features are of other patches, so `folder` must hold
+        Whether pen, air bubbles and blur are left out. Such features are of other patches, so `folder` must hold
         no others.
     """
 

@@ -16,6 +16,7 @@ from napari_lrmil.core.patching.artefacts import (
     PEN,
     STEP,
     ArtefactShares,
+    exclude_artefacts,
     find_artefacts,
     measure_sharpness,
 )
@@ -121,7 +122,9 @@ def test_a_fold_is_found(tmp_path: Path) -> None:
     sharpness = np.ones((15, 15), np.float32)
     folded = colours.copy()
     folded[30:110, 60:65] = double
-    assert set(find_artefacts(folded, sharpness, is_tissue, 8.0).shares) == {FOLD}
+    artefacts = find_artefacts(folded, sharpness, is_tissue, 8.0)
+    assert set(artefacts.shares) == {FOLD}
+    assert exclude_artefacts(is_tissue, artefacts).tolist() == is_tissue.tolist(), "dense carcinoma can look like one"
     y, x = np.mgrid[:120, :120]
     round_patch = colours.copy()
     round_patch[np.hypot(y - 70, x - 60) < 12] = double
@@ -144,4 +147,8 @@ def test_much_is_a_warning_and_little_is_none() -> None:
     text = ArtefactShares({PEN: 0.19, FOLD: 0.004}, False).warning
     assert "pen on 19 %, folds on less than 1 %" in text and "--exclude-artefacts" in text
     assert "were left out" in ArtefactShares({PEN: 0.19}, True).warning
+    both = ArtefactShares({PEN: 0.19, FOLD: 0.08}, True).warning
+    assert both.endswith("which were left out: pen on 19 %; folds on 8 % read as tissue")
+    folds = [ArtefactShares({FOLD: 0.08}, excluded).warning for excluded in (False, True)]
+    assert folds == ["artefacts on the tissue, which were read as tissue: folds on 8 %"] * 2
     assert STEP == 2

@@ -77,7 +77,7 @@ def test_a_bundle_says_so_and_reads_the_same_patches(inked: Path, tmp_path: Path
     bundle = untrained_bundle(
         tmp_path / "without", **plans, tissue=context_of(inked, tmp_path, exclude=True).config.tissue
     )
-    assert "Tissue: without pen, folds, air bubbles and blur" in card_text(Bundle(bundle.path).card)
+    assert "Tissue: without pen, air bubbles and blur" in card_text(Bundle(bundle.path).card)
     assert "Tissue:" not in card_text(plain.card)
     assert plain.sha256 != bundle.sha256, "another model: its answers differ"
     request, row = context.hr_request(), context.cohort.slides[0]
