@@ -5,8 +5,8 @@
 
 Each phantom is painted once and then gets one artefact of each kind. "Found" is the share of the artefact's tissue that
 is marked as an artefact of any kind, "other tissue marked" the share of the rest. CPU times are medians after a first
-pass, relative to the tissue mask. Slides go to `WORK` and may be deleted. Real tissue has no outlines of artefacts: what
-is found on crops that were chosen for their tissue counts as marked wrongly. Folds are marked, and never left out.
+pass, relative to the tissue mask. Slides go to `WORK` and may be deleted. Real tissue has no outlines of artefacts:
+what is found on crops that were chosen for their tissue counts as marked wrongly. Folds are marked, and never left out.
 """
 
 from __future__ import annotations
