@@ -7,7 +7,7 @@ is fitted.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,10 @@ def evaluate_cascade(
             f"none of {len(failures)} slides could be read at all resolutions; the reasons are in "
             f"{folder / 'failures.csv'}"
         )
-    metrics = measure_cascade(cohort, slides, evaluation) | {"warnings": warnings}
+    metrics = measure_cascade(cohort, slides, evaluation)
+    ranking = list(_warn_of_ranking(metrics))
+    yield from (Notice(text, cohort_csv.name) for text in ranking)
+    metrics |= {"warnings": [*warnings, *ranking]}
     write_json(folder / METRICS_FILE, metrics)
     _write_slides(folder, cohort, slides, evaluation.budget)
     draw_cascade(folder / PICTURE, metrics)
@@ -200,6 +203,17 @@ def measure_cascade(cohort: Cohort, slides: Sequence[ClimbedSlide], evaluation: 
         "cascade": _describe_policy(replays) | measure([r.answer for r in replays], SET_COVERAGE),
         "curve": [_curve_point(cohort, slides, evaluation.budget, coverage) for coverage in COVERAGES],
     }
+
+
+def _warn_of_ranking(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence if the cascade ranks slides worse than its cheapest network alone."""
+    cascade, cheapest = metrics["cascade"]["auroc"]["value"], metrics["rungs"][0]
+    alone = cheapest["auroc"]["value"]
+    if cascade is not None and alone is not None and cascade < alone:
+        yield (
+            f"the cascade ranks slides worse (AUROC {cascade:.3f}) than {cheapest['rung']} alone ({alone:.3f}): a "
+            "probability does not mean the same in all its networks; calibrate on slides like these, or use one network"
+        )
 
 
 def _measure_answers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.limits import LIMITS, ConformalScores, ModelLimits, NetworkLimits
@@ -23,9 +24,9 @@ def ladder_bundles(folder: Path, *resolutions: float, score: float | None = OPEN
     return bundles
 
 
-def write_sets(bundle: Bundle, score: float) -> None:
+def write_sets(bundle: Bundle, score: float, level: Literal["slide", "patient"] = "slide") -> None:
     """Give both networks of a bundle the scores of 20 calibration patients, all the same."""
     network = NetworkLimits(conformal=ConformalScores(scores=(score,) * 20, patients=tuple(range(20))))
-    limits = ModelLimits(bundle_sha256=bundle.sha256, student=network, teacher=network)
+    limits = ModelLimits(bundle_sha256=bundle.sha256, student=network, teacher=network, level=level)
     (bundle.path / LIMITS).write_text(limits.model_dump_json())
     vars(bundle).pop("limits", None)  # read again

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lrmil_training.cascade_evaluation import _warn_of_ranking
 from napari_lrmil.core.ladder.rungs import open_ladder
 from support.ladders import CLOSED, OPEN, ladder_bundles, write_sets
 from support.phantoms import copy_cohort
@@ -57,6 +58,15 @@ def test_costs_and_shares_are_those_of_the_sets(call: Call, cohort: Path, tmp_pa
     metrics = evaluate(call, cohort, tmp_path / "bundles", tmp_path / "budget", "--budget", 0, "--no-teacher")
     assert metrics["cascade"]["share_left_open"] == 1 and metrics["budget"] == 0
     assert fine.limits is not None
+
+
+def test_a_cascade_that_ranks_worse_than_its_cheapest_network_says_so() -> None:
+    """Each network may rank well, and a mixture badly: on new patients their probabilities have other levels."""
+    rung = {"rung": "2.5x", "auroc": {"value": 0.93}}
+    (text,) = _warn_of_ranking({"rungs": [rung], "cascade": {"auroc": {"value": 0.79}}})
+    assert "the cascade ranks slides worse (AUROC 0.790) than 2.5x alone (0.930)" in text
+    for value in (0.93, 0.95, None):
+        assert not list(_warn_of_ranking({"rungs": [rung], "cascade": {"auroc": {"value": value}}}))
 
 
 def test_a_slide_that_lacks_a_resolution_is_left_out_with_a_reason(call: Call, cohort: Path, tmp_path: Path) -> None:

@@ -76,16 +76,19 @@ class Rung:
 
     @property
     def limits(self) -> NetworkLimits | None:
-        """Operating point and conformal scores of the network; None if the bundle has none."""
+        """Operating point and conformal scores of the network; None if the bundle has none, or has them of patients."""
         limits = self.bundle.limits
-        return None if limits is None else limits.teacher if self.is_teacher else limits.student
+        if limits is None or limits.level == "patient":  # a ladder answers for slides
+            return None
+        return limits.teacher if self.is_teacher else limits.student
 
     @property
     def why_no_sets(self) -> str:
         """Reason why the network has no sets of classes; empty if it has."""
         limits = self.limits
         if limits is None:
-            return "the bundle has no limits"
+            is_of_patients = self.bundle.limits is not None and self.bundle.limits.level == "patient"
+            return "its limits are of patients, not of slides" if is_of_patients else "the bundle has no limits"
         return limits.no_conformal if limits.conformal is not None else limits.no_conformal or "no conformal scores"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from napari_lrmil.core.errors import BundleError, ConfigError
 from napari_lrmil.core.ladder.rungs import magnification_text, open_ladder
-from support.ladders import ladder_bundles
+from support.ladders import OPEN, ladder_bundles, write_sets
 from support.networks import untrained_bundle, untrained_encoder
 
 
@@ -84,3 +84,7 @@ def test_a_cascade_needs_sets_of_all_rungs_but_the_last(tmp_path: Path) -> None:
     ladder = open_ladder([tmp_path / "b"], teacher=True)
     with pytest.raises(ConfigError, match=re.escape("has no sets (the bundle has no limits)")):
         ladder.require_sets()
+    for bundle in ladder_bundles(tmp_path / "c", 4.0, score=None):
+        write_sets(bundle, OPEN, "patient")
+    with pytest.raises(ConfigError, match=re.escape("has no sets (its limits are of patients, not of slides)")):
+        open_ladder([tmp_path / "c"], teacher=True).require_sets()
