@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 import yaml
 
@@ -132,7 +133,7 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest
     with open_slide(path) as slide:
         write_prediction(tmp_path / "results", slide, predict(slide))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
+    matplotlib.use("agg")  # another test may have loaded a backend that needs a screen
     examples = PYTHON.findall((DOCS / "how-to" / "python.md").read_text(encoding="utf-8"))
     values: dict[str, Any] = {}
     for example in (example for example in examples if "train(" not in example):
