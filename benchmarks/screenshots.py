@@ -1,138 +1,280 @@
-"""Pictures of docs/tutorials/analyse.md and compare.md: the window at 1280 x 720, part by part, on a phantom slide.
+"""Pictures of the docs: the window at 1280 x 720 as the commands ``view`` and ``demo`` open it, part by part.
 
-    python benchmarks/screenshots.py SLIDE [--dock compare --cohort FOLDER] --out docs/images
+    python benchmarks/screenshots.py COHORT/SLIDE.tif [--dock analyse]          # analyse-*.jpg
+    python benchmarks/screenshots.py COHORT/SLIDE.tif --dock compare            # compare-*.jpg
+    python benchmarks/screenshots.py COHORT --dock worklist                     # worklist.jpg
+    python benchmarks/screenshots.py [SLIDE] --dock demo [--name cmu-1]         # demo.jpg, or cmu-1.jpg
 
-Needs a screen (or ``xvfb-run -a -s "-screen 0 1920x1200x24 +extension GLX"``).
+`COHORT` is what ``napari-lrmil phantom COHORT --slides 20 --size 4096x3072`` made. `SLIDE` of cmu-1.jpg is OpenSlide's
+CMU-1-Small-Region.svs. Pictures go into --out. Settings of the user are neither read nor changed. Needs a screen (or
+``xvfb-run -a -s "-screen 0 1920x1200x24 +extension GLX"``).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from window import until, wait
 
 LONG_S = 300.0
-AT_TOP = (
-    "analyse-open",
-    "analyse-attention",
-    "analyse-live",
-    "compare-open",
-    "compare-side",
-    "compare-wipe",
-    "train-settings",
-)  # shown without scrolling
+WINDOW_PX = (1280, 720)
+MAX_BYTES, QUALITIES = 150_000, range(90, 50, -2)  # of a picture; the first JPEG quality that is small enough is taken
+LIST_SLIDES = 6  # of the worklist and of the cohort in Compare
+REVIEWER = "Anna"
+STROMA_UM = (1400.0, 1120.0)  # between the glands of the fifth phantom
 
 
 def main() -> None:
-    """Operate the docks and save the pictures."""
+    """Open the window, operate the docks and save the pictures."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("slide", type=Path)
+    p.add_argument("slide", type=Path, nargs="?", help="slide, or folder for the worklist")
     p.add_argument("--out", type=Path, default=Path("docs/images"))
-    p.add_argument("--bundle", default="demo")
-    p.add_argument("--dock", choices=("analyse", "compare"), default="analyse")
-    p.add_argument("--cohort", type=Path, help="what `predict --teacher all` wrote about a few slides")
+    p.add_argument("--dock", choices=("analyse", "compare", "worklist", "demo"), default="analyse")
+    p.add_argument("--name", default="demo", help="of the picture of --dock demo")
     args = p.parse_args()
-    os.environ["NAPARI_LRMIL_CONFIG"] = tempfile.mkdtemp()
+    if args.slide is None and args.dock != "demo":
+        p.error("name a slide or a folder")
+    with tempfile.TemporaryDirectory() as work:
+        if args.dock == "demo":
+            open_demo(args.slide, Path(work), args.out / f"{args.name}.jpg")
+        elif args.dock == "worklist":
+            open_view(copy_slides(args.slide, Path(work)), lambda viewer: worklist_tour(viewer, args.out))
+        elif args.dock == "compare":
+            cohort = compare_cohort(args.slide.parent, Path(work))
+            open_view(args.slide, lambda viewer: compare_tour(viewer, args.out, cohort))
+        else:
+            open_view(args.slide, lambda viewer: analyse_tour(viewer, args.out))
+
+
+# ---------------------------------------------------------------- the window as a user starts it
+
+
+def use_new_settings() -> None:
+    """Take empty settings of napari and of the plugin, and make napari's first window as large as the pictures."""
+    folder = tempfile.mkdtemp()
+    os.environ["NAPARI_LRMIL_CONFIG"] = folder
+    os.environ["NAPARI_CONFIG"] = str(Path(folder) / "napari.yaml")
     import torch  # noqa: F401  # before Qt
-    from napari import Viewer
+    from napari.settings import get_settings
 
+    get_settings().application.window_size = WINDOW_PX
+
+
+def open_view(path: Path | None, tour: Callable[[Any], None]) -> None:
+    """Do what ``napari-lrmil view PATH`` does, with a tour in place of the user."""
+    use_new_settings()
+    from napari_lrmil.plugin.launch import open_viewer
+
+    with toured(tour):
+        open_viewer([path] if path is not None else [], None, None)
+
+
+def open_demo(slide: Path | None, work: Path, picture_path: Path) -> None:
+    """Do what ``napari-lrmil demo`` does, and save a picture once both networks have answered."""
+    use_new_settings()
+    from napari_lrmil.plugin.launch import run_demo
+
+    def tour(viewer: Any) -> None:
+        dock = analyse_dock(viewer)
+        until(lambda: not dock.session.is_busy and dock.session.prediction is not None, LONG_S)
+        picture(viewer, picture_path)
+
+    with toured(tour):
+        run_demo(work, slide, "demo", headless=False)
+
+
+def toured(tour: Callable[[Any], None]) -> Any:
+    """Let napari's event loop run only as long as a tour takes; then the window is closed."""
+    import napari
+
+    def run() -> None:
+        viewer = napari.current_viewer()
+        viewer.window._qt_window.resize(*WINDOW_PX)
+        wait(0.5)
+        viewer.reset_view()
+        tour(viewer)
+        viewer.close()
+
+    return mock.patch.object(napari, "run", run)
+
+
+def analyse_dock(viewer: Any) -> Any:
+    """Return the Analyse dock of the window."""
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
-    from napari_lrmil.plugin.launch import SLIDE_BACKGROUND, WINDOW_TITLE, hide_layer_panels
-    from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.navigation import show_scale_bar_with_slides
-    from napari_lrmil.plugin.viewer.reader import read_slide_layers
+    from napari_lrmil.plugin.qt.docks import find_dock
 
-    viewer = Viewer(show=True, title=WINDOW_TITLE)
-    viewer.window._qt_window.resize(1280, 720)
-    dock = AnalyseWidget(viewer)
-    viewer.window.add_dock_widget(dock, name=WINDOW_TITLE, area="right")
-    dock.open_model(args.bundle)
-    hide_layer_panels(viewer)
-    viewer.canvas.background_color_override = SLIDE_BACKGROUND
-    show_scale_bar_with_slides(viewer)
-    add_layers(viewer, read_slide_layers(args.slide))
-    wait(0.5)
-    viewer.reset_view()
+    return find_dock(viewer, AnalyseWidget)
+
+
+def from_menu(viewer: Any, kind: type, name: str) -> Any:
+    """Open a dock as the menu Plugins does, and return it."""
+    from napari_lrmil.plugin.qt.docks import find_dock
+
+    viewer.window.add_plugin_dock_widget("napari-lrmil", name)
+    return find_dock(viewer, kind)
+
+
+# ---------------------------------------------------------------- slides and results
+
+
+def copy_slides(cohort: Path, work: Path) -> Path:
+    """Copy the first slides of a cohort, so that no result is written beside it."""
+    folder = work / "slides"
+    folder.mkdir()
+    for slide in sorted(cohort.glob("*.tif"))[:LIST_SLIDES]:
+        shutil.copy(slide, folder)
+    return folder
+
+
+def compare_cohort(cohort: Path, work: Path) -> Path:
+    """Return a folder of results of both networks about the first slides of a cohort."""
+    slides = sorted(cohort.glob("*.tif"))[:LIST_SLIDES]
+    options = ["--bundle", "demo", "--teacher", "all", "--out", str(work / "results")]
+    subprocess.run([sys.executable, "-m", "napari_lrmil", "predict", *map(str, slides), *options], check=True)
+    return work / "results"
+
+
+# ---------------------------------------------------------------- tours
+
+
+def analyse_tour(viewer: Any, out: Path) -> None:
+    """Save a picture of each part of the Analyse dock, in the order of the tutorial."""
+    dock = analyse_dock(viewer)
     until(lambda: dock.session.tissue_grid is not None, LONG_S)
-    if args.dock == "compare":
-        compare_tour(viewer, args.out, args.cohort)
-    else:
-        tour(viewer, dock, args.out)
-    viewer.close()
-
-
-def tour(viewer: Any, dock: Any, out: Path) -> None:
-    """Save a picture of each part."""
-    wait(1.0)
     picture(viewer, out / "analyse-open.jpg")
     dock.run_button.native.click()
     until(lambda: not dock.session.is_busy, LONG_S)
-    fold(dock, "attention")
     picture(viewer, out / "analyse-attention.jpg")
+    evidence, gallery = dock.result_view.evidence, dock.result_view.gallery
     fold(dock, "evidence", "gallery")
-    dock.result_view.evidence.show_box.click()
-    until(lambda: all(not thumb.icon().isNull() for thumb in dock.result_view.gallery.thumbnails), LONG_S)
-    picture(viewer, out / "analyse-evidence.jpg")
-    dock.result_view.evidence.show_box.click()
-    dock.result_view.gallery.thumbnails[0].click()
-    viewer.scene.camera.zoom *= 5
-    picture(viewer, out / "analyse-gallery.jpg")
+    evidence.show_box.click()
+    until(lambda: all(not thumb.icon().isNull() for thumb in gallery.thumbnails), LONG_S)
+    picture(viewer, out / "analyse-evidence.jpg", top=evidence)
+    evidence.show_box.click()
+    gallery.thumbnails[0].click()
+    viewer.scene.camera.zoom *= 3
+    picture(viewer, out / "analyse-gallery.jpg", top=gallery)
     viewer.reset_view()
+    follow_view(viewer, dock)
+    picture(viewer, out / "analyse-live.jpg", top=dock.results)
+    dock.roi_form.follow.click()
+    dock.roi_form.kinds.buttons["slide"].click()
+    viewer.reset_view()
+    dock.run_button.native.click()
+    until(lambda: not dock.session.is_busy, LONG_S)
     draw(viewer, dock)
-    fold(dock, "what-if", "tissue")
+    fold(dock, "what-if")
     dock.what_if.exclude.click()
     until(lambda: bool(dock.session.prediction.scope.excluded), LONG_S)
-    picture(viewer, out / "analyse-what-if.jpg")
-    dock.what_if.undo.click()
-    dock.roi_form.kinds.buttons["view"].click()
+    picture(viewer, out / "analyse-what-if.jpg", top=dock.what_if)
+
+
+def follow_view(viewer: Any, dock: Any) -> None:
+    """Zoom in and let the student follow the view."""
     fold(dock, "navigation")
-    viewer.scene.camera.zoom *= 3
+    dock.roi_form.kinds.buttons["view"].click()
+    viewer.scene.camera.zoom *= 1.6
     dock.roi_form.follow.click()
     wait(2.0)
     until(lambda: not dock.live_view.predictions.is_busy, LONG_S)
-    picture(viewer, out / "analyse-live.jpg")
 
 
-def compare_tour(viewer: Any, out: Path, cohort: Path | None) -> None:
+def compare_tour(viewer: Any, out: Path, cohort: Path) -> None:
     """Save a picture of each part of the Compare dock."""
     from qtpy.QtWidgets import QFileDialog
 
     from napari_lrmil.plugin.compare.widget import CompareWidget
-    from napari_lrmil.plugin.qt.docks import open_dock
 
-    dock = open_dock(viewer, CompareWidget, "Compare (LRMIL)")
-
-    def show(name: str) -> None:
-        until(lambda: not dock.analyse.result_view.is_adding_legends, LONG_S)
-        picture(viewer, out / name)
-
+    until(lambda: analyse_dock(viewer).session.tissue_grid is not None, LONG_S)
+    dock = from_menu(viewer, CompareWidget, "Compare (LRMIL)")
     dock.form.budgets["all"].click()
-    show("compare-open.jpg")
+    picture(viewer, out / "compare-open.jpg")
     dock.form.run_button.click()
     until(lambda: dock.session.prediction is not None and not dock.session.is_busy, LONG_S)
     fold(dock, "maps", "measures")
     until(lambda: bool(dock.measures.lesions.text()), LONG_S)
-    show("compare-side.jpg")
+    picture(viewer, out / "compare-side.jpg", top=dock.maps)
     dock.maps.views["wipe"].click()
     dock.maps.pooled.click()
-    show("compare-wipe.jpg")
+    fold(dock, "maps")
+    picture(viewer, out / "compare-wipe.jpg", top=dock.maps)
     dock.maps.views["difference"].click()
     fold(dock, "maps", "scatter")
     wait(0.5)
     loop(dock.scatter)
-    show("compare-difference.jpg")
-    if cohort is not None:
-        QFileDialog.getExistingDirectory = lambda *_, **__: str(cohort)
-        fold(dock, "cohort")
+    picture(viewer, out / "compare-difference.jpg", top=dock.scatter)
+    dock.scatter.clear.click()
+    dock.maps.views["side"].click()
+    fold(dock, "cohort")
+    with mock.patch.object(QFileDialog, "getExistingDirectory", return_value=str(cohort)):
         dock.cohort.folder_button.click()
-        wait(0.5)
-        until(lambda: dock.cohort.folder_button.text() != "Cancel", LONG_S)
-        show("compare-cohort.jpg")
+    wait(0.5)
+    until(lambda: dock.cohort.folder_button.text() != "Cancel", LONG_S)
+    picture(viewer, out / "compare-cohort.jpg", top=dock.cohort)
+
+
+def worklist_tour(viewer: Any, out: Path) -> None:
+    """Run the list, give verdicts on the first slides, annotate one, and save the picture."""
+    from napari_lrmil.core.worklist.review import Verdict
+    from napari_lrmil.plugin.qt.docks import find_dock
+    from napari_lrmil.plugin.worklist.widget import WorklistWidget
+
+    dock = find_dock(viewer, WorklistWidget)
+
+    def settle() -> None:
+        pager = dock.pager
+        until(lambda: pager.has_arrived and not pager.is_busy and not pager.is_completing, LONG_S)
+
+    until(lambda: dock.current is not None, LONG_S)
+    settle()
+    until(dock.run_all.isEnabled, LONG_S)
+    dock.run_all.click()
+    until(lambda: not dock.filling.is_running, LONG_S)
+    settle()
+    dock.review.reviewer.setText(REVIEWER)
+    dock.review.reviewer.editingFinished.emit()
+    for verdict in (Verdict.AGREE, Verdict.AGREE, Verdict.UNSURE, Verdict.DISAGREE):
+        dock.review.buttons[verdict].click()
+        dock.step(1)
+        settle()
+    dock.review.buttons[Verdict.AGREE].click()
+    for name, centre_um in (("Tumor", top_patch_um(dock.session)), ("Stroma", STROMA_UM)):
+        annotate(viewer, dock, name, centre_um)
+    viewer.layers.selection.clear()
+    picture(viewer, out / "worklist.jpg")
+
+
+def top_patch_um(session: Any) -> tuple[float, float]:
+    """Return the centre of the LR patch with the most attention."""
+    grid, attention = session.tissue_grid.grid, session.prediction.student.attention
+    x, y = grid.lr_corners[np.argmax(attention)]
+    width, height = grid.lattice.lr_cell
+    return float((x + width / 2) * grid.lattice.mpp.x), float((y + height / 2) * grid.lattice.mpp.y)
+
+
+def annotate(viewer: Any, dock: Any, name: str, centre_um: tuple[float, float]) -> None:
+    """Draw a region of a class around a place on the shown slide."""
+    from napari_lrmil.plugin.viewer.layers import lrmil_layers
+
+    dock.review.annotation_class.setCurrentText(name)
+    dock.review.draw.click()
+    (layer,) = lrmil_layers(viewer, role="annotation")
+    outline = np.array([(-120, -130), (90, -110), (130, 80), (-70, 120)]) + np.array(centre_um)
+    layer.add(outline[:, ::-1], shape_type="polygon")
+    wait(0.5)
+    if dock.review.draw.isChecked():
+        dock.review.draw.click()
 
 
 def loop(scatter: Any) -> None:
@@ -164,20 +306,33 @@ def fold(dock: Any, *names: str) -> None:
             section.toggleButton().click()
 
 
-def picture(viewer: Any, path: Path) -> None:
-    """Save the window with the unfolded parts visible."""
+def picture(viewer: Any, path: Path, top: Any = None) -> None:
+    """Save the window once its maps and legends are complete, with the part `top` at the top of its dock."""
     from PIL import Image
     from qtpy.QtWidgets import QScrollArea
 
+    dock = analyse_dock(viewer)
     wait(1.2)
-    for scroll in viewer.window._qt_window.findChildren(QScrollArea):
-        bar = scroll.verticalScrollBar()
-        bar.setValue(0 if path.stem in AT_TOP else bar.maximum())
-    wait(0.3)
-    pixels = viewer.screenshot(canvas_only=False, flash=False)
+    until(lambda: dock is None or not dock.result_view.is_adding_legends, LONG_S)
+    if top is not None:
+        scroll = next(area for area in viewer.window._qt_window.findChildren(QScrollArea) if area.isAncestorOf(top))
+        scroll.verticalScrollBar().setValue(top.mapTo(scroll.widget(), top.rect().topLeft()).y())
+    until(lambda: all(layer.loaded for layer in viewer.layers), LONG_S)
+    wait(0.5)
+    image = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).convert("RGB").save(path, quality=85)
-    print(path)
+    path.write_bytes(as_jpeg(image))
+    print(path, flush=True)
+
+
+def as_jpeg(image: Any) -> bytes:
+    """Return a picture as JPEG of the best quality that is small enough for the docs."""
+    for quality in QUALITIES:
+        file = BytesIO()
+        image.save(file, "JPEG", quality=quality, optimize=True, progressive=True)
+        if file.tell() <= MAX_BYTES:
+            break
+    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
-"""Pictures of docs/tutorials/train.md: the Train dock at 1280 x 800, step by step, during a small run.
+"""Pictures of docs/tutorials/train.md: the Train dock at 1280 x 720, step by step, during a small run.
 
-    python benchmarks/screenshots_train.py COHORT_FOLDER --work DIR [--out docs/images]
+    python benchmarks/screenshots_train.py COHORT_FOLDER --work DIR [--out docs/images]   # train-*.jpg, report.jpg
 
-`COHORT_FOLDER` is what ``napari-lrmil phantom`` made; the run goes into `DIR`. Needs a screen, as screenshots.py does.
+`COHORT_FOLDER` is what ``napari-lrmil phantom COHORT_FOLDER --slides 60 --size 2560x1920`` made; the run goes into
+`DIR`. Needs a screen, as screenshots.py does, chromium for the picture of the report, and some minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from screenshots import fold, picture
-from window import until, wait
+from screenshots import as_jpeg, fold, from_menu, open_view, picture
+from window import until
 
 LONG_S = 3600.0
+REPORT_PX = 1100, 1500
 SEEN_EPOCHS = 8  # epochs of the second distillation before the picture of the run
 
 
@@ -28,45 +30,46 @@ def main() -> None:
     p.add_argument("--work", type=Path, required=True)
     p.add_argument("--out", type=Path, default=Path("docs/images"))
     args = p.parse_args()
-    os.environ["NAPARI_LRMIL_CONFIG"] = tempfile.mkdtemp()
-    import torch  # noqa: F401  # before Qt
-    from napari import Viewer
-
-    from napari_lrmil.core.user_settings import SettingsStore
-    from napari_lrmil.plugin.train.widget import TrainWidget
-    from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slide_layers
-
-    viewer = Viewer(show=True)
-    viewer.window._qt_window.resize(1280, 800)
-    dock = TrainWidget(viewer, SettingsStore(args.work / "remembered"))
-    viewer.window.add_dock_widget(dock, name="Train (LRMIL)", area="right")
-    add_layers(viewer, read_slide_layers(min(args.cohort.glob("*.tif"))))
-    wait(0.5)
-    viewer.reset_view()
-    tour(viewer, dock, args)
-    viewer.close()
+    open_view(min(args.cohort.glob("*.tif")), lambda viewer: tour(viewer, args))
 
 
-def tour(viewer: Any, dock: Any, args: argparse.Namespace) -> None:
+def tour(viewer: Any, args: argparse.Namespace) -> None:
     """Save a picture of each step."""
+    from napari_lrmil.plugin.train.widget import TrainWidget
+
+    dock = from_menu(viewer, TrainWidget, "Train (LRMIL)")
     choose("getOpenFileName", (str(args.cohort / "cohort.csv"), ""), dock.cohort.open)
     until(lambda: "All" in dock.cohort.state.text(), LONG_S)
     dock.cohort.propose.click()
     fold(dock, dock.cohort.name)
-    picture(viewer, args.out / "train-slides.jpg")
+    picture(viewer, args.out / "train-slides.jpg", top=dock.cohort)
     dock.form.preset.value = "demo"
     fold(dock, dock.form.name)
     until(lambda: "licence" in dock.form.encoder_info.text(), LONG_S)
-    picture(viewer, args.out / "train-settings.jpg")
+    picture(viewer, args.out / "train-settings.jpg", top=dock.form)
     run = next(args.work / f"run-{i}" for i in range(1000) if not (args.work / f"run-{i}").exists())
     choose("getExistingDirectory", str(run), dock.running.choose)
     until(lambda: dock.running.start.isEnabled(), LONG_S)
     dock.running.start.click()
     until(lambda: any(distilling(curve) for curve in dock.run.log.curves), LONG_S)
-    picture(viewer, args.out / "train-run.jpg")
+    picture(viewer, args.out / "train-run.jpg", top=dock.running)
     until(lambda: dock.outcome.use.isEnabled(), LONG_S)
-    picture(viewer, args.out / "train-result.jpg")
+    picture(viewer, args.out / "train-result.jpg", top=dock.outcome)
+    report_picture(run / "report.html", args.out / "report.jpg")
+
+
+def report_picture(report: Path, path: Path) -> None:
+    """Save the first page of a report as a browser shows it."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as work:
+        screenshot = Path(work) / "report.png"
+        size = ",".join(map(str, REPORT_PX))
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={size}"]
+        browser = ["chromium", *options, f"--screenshot={screenshot}", report.absolute().as_uri()]
+        subprocess.run(browser, check=True, capture_output=True)
+        path.write_bytes(as_jpeg(Image.open(screenshot).convert("RGB")))
+    print(path, flush=True)
 
 
 def distilling(curve: Any) -> bool:

@@ -76,6 +76,18 @@ def test_no_text_is_cut_off(viewer: Any, docks: list[Any], appearance: Any, qtbo
     assert not faults, "\n".join(faults)
 
 
+def test_what_the_shipped_models_are_for_fits_if_analyse_is_the_only_dock(
+    viewer: Any, make_dock: MakeDock, slide_path: Path, qtbot: Any
+) -> None:
+    from qtpy.QtCore import Qt
+
+    dock = make_dock(slide_path)
+    viewer.window._qt_window.resizeDocks([dock.parentWidget()], [min(WIDTHS_PX)], Qt.Orientation.Horizontal)
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
+    assert "breast H&E: invasive carcinoma" in [dock.model.native.itemText(i) for i in range(dock.model.native.count())]
+    assert not settled_faults(dock, qtbot, "Analyse")
+
+
 def settled_faults(dock: Any, qtbot: Any, state: str) -> list[str]:
     """Return the faults of a dock that remain once Qt has laid it out."""
     from qtpy.QtWidgets import QApplication

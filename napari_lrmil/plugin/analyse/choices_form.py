@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from napari_lrmil.plugin.session.analyse_state import AnalyseState
 
-NAME_LETTERS = 16  # of a slide or a model that are always visible
+SLIDE_LETTERS = 16  # of a slide's name that are always visible
+MODEL_LETTERS = 22  # wide ones: room for what the shipped models are for
 DEVICE_LABELS = {"auto": "Automatic", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 TEACHER_TIP = "The teacher also reads every high-resolution patch: slower, but shows how far both agree"
 MISSING_TIP = "Analyse a slide from what is left even if missing tiles hide more than a third of its tissue"
@@ -67,9 +68,10 @@ class ChoicesForm:
         )
         self._form.margins = (0, 0, 0, 0)
         LabelColumn(self._form.native)
-        for box in (self.slide, self.model):  # a long name must not widen the dock
+        for box, letters in ((self.slide, SLIDE_LETTERS), (self.model, MODEL_LETTERS)):
+            # a long name must not widen the dock
             box.native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            box.native.setMinimumContentsLength(NAME_LETTERS)
+            box.native.setMinimumContentsLength(letters)
         return self._form.native
 
     def _device_label(self, name: str) -> str:

@@ -172,4 +172,4 @@ def _format_probabilities(result: StoredResult) -> str:
         return "–"
     name, probability = max(result.student.items(), key=lambda pair: pair[1])
     teacher = format_probability(result.teacher.get(name, float("nan"))) if result.teacher else "–"
-    return f"{name} {format_probability(probability)} | {teacher}"
+    return f"{name}\n{format_probability(probability)} | {teacher}"  # a narrow column would break the line anywhere

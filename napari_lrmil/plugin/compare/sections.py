@@ -155,8 +155,11 @@ class TeacherRunForm(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _show_costs(self, session: Session) -> None:
         planned, budget = session.planned_patches, self.value()
+        blocked = session.teacher_blocked_by if session.slide and session.bundle else ""
         for kind, label in self.costs.items():
-            label.setText(TeacherBudget(kind, budget.top, budget.seconds).text(planned))
+            cost = TeacherBudget(kind, budget.top, budget.seconds).text(planned)
+            reason = blocked if kind == "all" else ""  # once, below the first choice
+            label.setText(reason if blocked else cost)
 
     def _show_run_button(self, session: Session, is_cancelling: bool) -> None:
         blocked = "" if self._is_busy else self.value().blocked_by(session)

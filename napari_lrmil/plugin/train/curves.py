@@ -159,7 +159,7 @@ def _split_into_panels(curve: TrainingCurve) -> dict[str, list[CurveLine]]:
     if "val/auroc" in series:
         panels["Validation AUROC"] = [CurveLine("AUROC", series["val/auroc"], TERM_COLOURS[0])]
     if "val/agreement" in series:
-        title = "Agreement of attention with the teacher (ρ, validation)"
+        title = "Agreement of attention (ρ, validation)"
         panels[title] = [CurveLine("ρ", series["val/agreement"], TERM_COLOURS[2])]
     return panels
 

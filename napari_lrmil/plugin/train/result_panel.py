@@ -88,7 +88,7 @@ class ResultSection(Step):
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.set_xlabel("mean probability", color=theme.text, fontsize=8)
         axis.set_ylabel("accuracy", color=theme.text, fontsize=8)
-        axis.set_title("Reliability (diagonal: probability equals accuracy)", color=theme.text, fontsize=8, loc="left")
+        axis.set_title("Reliability (diagonal: calibrated)", color=theme.text, fontsize=8, loc="left")
         axis.tick_params(colors=theme.text, labelsize=7)
         for side, spine in axis.spines.items():
             spine.set_visible(side in ("left", "bottom"))

@@ -117,7 +117,7 @@ class RunSection(Step):
         return PHASE_TEXTS[run.phase]
 
     def _stages_text(self) -> str:
-        return " · ".join(f"✓ {stage_label(stage)} {format_duration(s)}" for stage, s in self._run.log.spent.items())
+        return " · ".join(f"✓ {stage_label(stage)}: {format_duration(s)}" for stage, s in self._run.log.spent.items())
 
     def _notices_text(self) -> str:
         run = self._run

@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_lrmil.core.formatting import ABOUT_MODEL
 from napari_lrmil.core.text_escapes import printable
 from napari_lrmil.core.worklist.annotation_file import ANNOTATION_CLASSES
 from napari_lrmil.core.worklist.entry import WorklistEntry
@@ -277,6 +278,15 @@ def _answer_line(entry: WorklistEntry | None, *, is_hidden: bool) -> str:
     return f"{entry.answer.text}, {calibration}"
 
 
+def _caution(text: str) -> str:
+    """Return a caution in one line; of a notice on a model, only its sentences on tissue, if it has any."""
+    if not text.startswith(ABOUT_MODEL):
+        return f"⚠ {text}"
+    name, _, about = text.removeprefix(ABOUT_MODEL).partition(": ")
+    sentences = [sentence.strip(" .") for sentence in about.split(". ") if "tissue" in sentence]
+    return f"⚠ {name}: {'. '.join(sentences)}." if sentences else f"⚠ {name}: {about}"
+
+
 def _detail_lines(entry: WorklistEntry | None, *, is_hidden: bool) -> str:
     if entry is None:
         return ""
@@ -284,7 +294,7 @@ def _detail_lines(entry: WorklistEntry | None, *, is_hidden: bool) -> str:
     answer = entry.answer
     if answer is not None and not is_hidden:
         side = f"{answer.side[0].upper()}{answer.side[1:]}" if answer.side else ""
-        lines += [answer.set_text and f"Set: {answer.set_text}", side, *(f"⚠ {text}" for text in answer.warnings)]
+        lines += [answer.set_text and f"Set: {answer.set_text}", side, *map(_caution, answer.warnings)]
     review = entry.review
     if review is not None and review.is_blind:
         lines.append(f"Your blind class: {printable(review.label) or 'unsure'}")

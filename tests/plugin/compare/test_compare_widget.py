@@ -15,10 +15,12 @@ from matplotlib.backend_bases import MouseEvent
 
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.results.writer import write_prediction
+from napari_lrmil.plugin.session.preconditions import NOT_DISTILLED
 from napari_lrmil.plugin.session.run_state import SessionState
 from napari_lrmil.plugin.session.session import Session
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from support.fake_slides import one_sentence, speckled, write_tiff
+from support.networks import CLASSES, untrained_bundle
 from support.slow_slides import Slow
 from support.window import WAIT_MS, MakeDock
 
@@ -96,6 +98,16 @@ def test_it_shares_slide_and_answers_with_analyse_and_asks_the_top_patches_once(
     again = run_teacher(dock, qtbot)
     assert again.teacher is not None and again.teacher.patches_encoded == again.student.patches_encoded == 0
     assert not dock.analyse.with_teacher.value, "what Analyse runs is a choice of its own"
+
+
+def test_a_model_without_a_teacher_says_so_in_place_of_the_cost(
+    make_compare: MakeCompare, slide_path: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path)
+    untrained_bundle(tmp_path / "labels", teacher=False, distilled=False)
+    dock.analyse.open_model(tmp_path / "labels")
+    qtbot.waitUntil(lambda: dock.form.costs["all"].text() == NOT_DISTILLED, timeout=WAIT_MS)
+    assert not dock.form.costs["top"].text() and not dock.form.costs["time"].text()
 
 
 def test_everywhere_costs_no_more_than_what_was_not_seen_and_a_time_becomes_patches(
@@ -406,6 +418,8 @@ def test_a_cohort_is_sorted_by_disagreement_and_a_double_click_opens_a_slide(
     )
     names = [line.name for line in dock.cohort.results]
     assert names.index("differ") < names.index("agree") and names[-1] == "broken"
+    name, label, both = dock.cohort.table.item(0, 2).text().split("\n")
+    assert name == names[0] and label in CLASSES and " | " in both
     assert not dock.cohort.table.item(0, 0).icon().isNull() and "cannot be compared" in dock.cohort.status.text()
     dock.cohort.measure_box.setCurrentIndex(1)
     names = [line.name for line in dock.cohort.results]

@@ -353,6 +353,8 @@ def test_tissue_that_the_user_lets_a_model_of_phantoms_answer_is_marked(viewer: 
     qtbot.waitUntil(lambda: settled(dock), timeout=WAIT_MS)
     qtbot.waitUntil(lambda: state_of(dock, "tissue") == "done ⚠", timeout=WAIT_MS)
     assert "demo: phantoms only" in dock.list._items[1].toolTip(2)
+    details = dock.review.details.text()
+    assert "⚠ demo: It knows phantoms, not tissue" in details and "Trained on" not in details, "what counts is in sight"
     assert state_of(dock, "phantom") == "done" and "phantoms only" not in dock.list._items[0].toolTip(2)
     dock.pager.stop()
     qtbot.waitUntil(lambda: not dock.pager.is_busy, timeout=WAIT_MS)
