@@ -9,13 +9,12 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from screenshots import as_jpeg, fold, from_menu, open_view, picture
+from screenshots import fold, from_menu, open_view, picture
+from screenshots_site import browser_picture
 from window import until
 
 LONG_S = 3600.0
@@ -55,21 +54,7 @@ def tour(viewer: Any, args: argparse.Namespace) -> None:
     picture(viewer, args.out / "train-run.jpg", top=dock.running)
     until(lambda: dock.outcome.use.isEnabled(), LONG_S)
     picture(viewer, args.out / "train-result.jpg", top=dock.outcome)
-    report_picture(run / "report.html", args.out / "report.jpg")
-
-
-def report_picture(report: Path, path: Path) -> None:
-    """Save the first page of a report as a browser shows it."""
-    from PIL import Image
-
-    with tempfile.TemporaryDirectory() as work:
-        screenshot = Path(work) / "report.png"
-        size = ",".join(map(str, REPORT_PX))
-        options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={size}"]
-        browser = ["chromium", *options, f"--screenshot={screenshot}", report.absolute().as_uri()]
-        subprocess.run(browser, check=True, capture_output=True)
-        path.write_bytes(as_jpeg(Image.open(screenshot).convert("RGB")))
-    print(path, flush=True)
+    browser_picture(run / "report.html", args.out / "report.jpg", REPORT_PX)
 
 
 def distilling(curve: Any) -> bool:
