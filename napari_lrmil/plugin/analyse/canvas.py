@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.session.analyse_state import AnalyseState, LayerFact
+from napari_lrmil.plugin.viewer.drawing_memory import DrawingMemory
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.navigation import fit_slide
 from napari_lrmil.plugin.viewer.places import PlaceMemory
@@ -30,7 +31,8 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     Layers of other slides than the shown one are hidden, and stay hidden. If the user makes one visible by hand, its
     slide is chosen. A layer of the shown slide that the user hides by hand stays hidden. Layers of other plugins are
-    left alone. Each slide has a place of its own (position, zoom and rotation), to which the view returns.
+    left alone. Each slide has a place of its own (position, zoom and rotation), to which the view returns. So do the
+    drawn regions and the measured line of a slide that was closed, once it is open again.
 
     Parameters
     ----------
@@ -48,7 +50,7 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._viewer, self._session = viewer, session
         self._applied: WeakKeyDictionary[Layer, bool | None] = WeakKeyDictionary()
         self._shown_path: Path | None = None
-        self._places = PlaceMemory(viewer)
+        self._places, self._drawings = PlaceMemory(viewer), DrawingMemory(viewer)
         self._has_split_grid = False  # whether napari's grid is on for student and teacher, and not by the user
         self._is_applying = False
         self._shown_by_hand: Path | None = None
@@ -128,10 +130,22 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._places.leave(self._shown_path)
 
     def _on_removing(self, event: Any) -> None:
-        """Keep the place of the shown slide before its layer is removed, which knows the rotation."""
-        tag = get_tag(self._viewer.layers[event.index])
+        """Keep what is drawn, and the place of the shown slide before its layer is removed: it knows the rotation."""
+        layer = self._viewer.layers[event.index]
+        self._drawings.keep(layer)
+        tag = get_tag(layer)
         if tag is not None and tag.role == "slide" and tag.path == self._shown_path:
             self._store_place()
+
+    def restore_drawings(self, before: set[Path]) -> bool:
+        """Add what was drawn on slides that are open again, and return whether there was any.
+
+        Parameters
+        ----------
+        before
+            Slides that were open before.
+        """
+        return self._drawings.settle(before)
 
     def _select(self, path: Path | None) -> None:
         """Select a layer of the shown slide if one of another slide is active, or none: minimap and keys follow it."""

@@ -153,10 +153,13 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _set_result(self, prediction: Prediction | None, slide: SlideChoice | None) -> None:
         self.show_picked(None)  # rows of the previous result would mark other patches
+        self.hover.setText(HOVER_HINT)  # not the numbers of the last result
+        is_same_slide = slide == self._slide
         self._text, self._slide = ResultText(prediction) if prediction is not None else None, slide
         self.evidence.show_result(self._text)
+        if is_same_slide:
+            self._cursor.repeat()
         if self._text is None:
-            self.hover.setText(HOVER_HINT)
             self._gallery_reader.stop()
             self.gallery.show_patches(())
         self._show_gallery()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.analyse_state import AnalyseState
 
 ROI_KIND_LABELS: dict[Kind, str] = {"slide": "Whole slide", "view": "View", "region": "Drawn regions"}
-DRAW_TIP = "Draw a region on the slide: click corners, double-click to close"
+DRAW_TIP = "Draw a region: click corners, double-click to close. It stays until the window is closed; Export… saves it"
 IMPORT_TIP = "Read regions from QuPath (GeoJSON) or ASAP (XML)"
 EXPORT_TIP = "Write the drawn regions as GeoJSON for QuPath"
 FOLLOW_TIP = "Predict for the visible area while you move; patches that were read before cost nothing"

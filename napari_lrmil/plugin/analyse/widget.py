@@ -269,12 +269,16 @@ class AnalyseWidget(DockWidget):
     def _on_layers_settled(self) -> None:
         slide = self.session.slide
         arrange_views(self._viewer, slide.path if slide is not None else None)
+        before = {slide.path for slide in self.session.slides}
         self._sync_slides()
+        is_restored = self.canvas.restore_drawings(before)
         drawing = self.viewer_actions.region_layer()
         if drawing is not None and drawing is not self._connected_drawing:
             drawing.events.data.connect(self._on_drawing_changed)
             self._connected_drawing = drawing
         self._sync_drawn_regions()
+        if is_restored and self.session.slide is not None:
+            self.viewer_actions.mark_excluded_regions()  # steps of "what if" have ended with the slide
 
     def _sync_slides(self) -> None:
         """Pass the slides in the layer list to the session, and show a slide that was just opened."""

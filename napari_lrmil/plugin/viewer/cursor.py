@@ -36,6 +36,7 @@ class CursorTracker(QWidget):  # type: ignore[misc]  # qtpy has no types
         super().__init__(parent)
         self.setVisible(False)
         self._viewer, self._on_move = viewer, on_move
+        self._has_reported = False
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(THROTTLE_MS)
@@ -46,5 +47,11 @@ class CursorTracker(QWidget):  # type: ignore[misc]  # qtpy has no types
         if not self._timer.isActive():
             self._timer.start()
 
+    def repeat(self) -> None:
+        """Report the last position again, because something else is shown there; nothing if there was none."""
+        if self._has_reported:
+            self._report()
+
     def _report(self) -> None:
+        self._has_reported = True
         self._on_move(*world_to_slide(self._viewer, self._viewer.cursor.position))

@@ -209,8 +209,9 @@ def copy_for_teacher_view(layer: Image) -> LayerData:
 # ---------------------------------------------------------------- layers that the user edits
 
 
-REGION_EDGE, EXCLUDED_EDGE = "#ffcc33", "#d55e00"  # of regions of interest, and of excluded regions
-REGION_FACE = [1.0, 0.8, 0.2, 0.12]  # RGBA: the tissue inside a region has to stay readable
+# Of regions of interest, and of excluded regions. The colours of attention end in yellow, and glass is white.
+REGION_EDGE, EXCLUDED_EDGE = "#000000", "#d55e00"
+REGION_FACE = [0.0, 0.0, 0.0, 0.08]  # RGBA: the tissue inside a region has to stay readable
 
 
 def build_region_layer(slide: LayerTag, side_um: float) -> LayerData:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0)
 MAX_SCREEN_PX = 2  # screen pixels along the side of a slide pixel; a larger zoom shows no further detail
+EDGE_TOLERANCE = 0.01  # of half a view, by which a slide that is in it may reach beyond it
 
 
 # ---------------------------------------------------------------- magnification
@@ -129,6 +130,20 @@ def fit_slide(viewer: ViewerModel, path: Path) -> None:
     layers = lrmil_layers(viewer, path, role="slide", side="student")
     if layers:
         viewer.reset_view(layers=layers)
+
+
+def shows_whole_slide(viewer: ViewerModel) -> bool:
+    """Return whether all of the current slide is in the view, which may be rotated; False without a slide."""
+    layer = current_slide(viewer)
+    screen = get_screen_slide(layer) if layer is not None else None
+    if screen is None:
+        return False
+    bounds, mpp = screen.slide.bounds, screen.slide.mpp
+    x, y = np.array([bounds.x, bounds.x + bounds.width]) * mpp.x, np.array([bounds.y, bounds.y + bounds.height]) * mpp.y
+    corners = np.array([_slide_to_world(viewer, (float(a), float(b))) for a in x for b in y])
+    distance = np.abs(corners / um_per_unit(viewer) - viewer.scene.camera.center[-2:])
+    half = np.asarray(viewer.canvas.viewbox_size(viewer.layers)) / float(viewer.scene.camera.zoom) / 2
+    return bool((distance <= half * (1 + EDGE_TOLERANCE)).all())
 
 
 def view_centre_um(viewer: ViewerModel) -> tuple[float, float]:

@@ -20,7 +20,13 @@ from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import enable_unless, make_button, make_label, make_row
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.viewer.layers import UNITS, LayerTag, add_layers, lrmil_layers, remove_layers, slide_affine
-from napari_lrmil.plugin.viewer.navigation import current_slide, um_per_unit, world_to_slide
+from napari_lrmil.plugin.viewer.navigation import (
+    current_slide,
+    fit_slide,
+    shows_whole_slide,
+    um_per_unit,
+    world_to_slide,
+)
 from napari_lrmil.plugin.viewer.places import current_link, current_slide_tag, format_distance, go_to_text
 from napari_lrmil.plugin.viewer.rotation import current_rotation, follow_slide, rotate_view
 
@@ -120,7 +126,7 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
             self._viewer.layers.selection.active = current_slide(self._viewer)
             callbacks.append(self._press)
         else:
-            remove_layers(self._viewer, lrmil_layers(self._viewer, role="distance"))
+            self._remove_line()
         self._show_distance(MEASURE_HINT if is_on else "")
 
     def _show_distance(self, text: str) -> None:
@@ -154,11 +160,17 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._start_um = None
         text = format_distance(start, point_um)
         self._draw_line(tag, start, point_um, text)
-        self._show_distance(f"Distance {text}. {MEASURE_HINT}")
+        self._show_distance(f"Distance {text}.")
+
+    def _remove_line(self) -> None:
+        """Remove the line of the current slide, and those of all without a slide."""
+        tag = current_slide_tag(self._viewer)
+        path = tag.path if tag is not None else None
+        remove_layers(self._viewer, lrmil_layers(self._viewer, path, role="distance"))
 
     def _draw_line(self, slide: LayerTag, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
-        """Draw a line over the slide, with its length beside its middle, in place of the last one."""
-        remove_layers(self._viewer, lrmil_layers(self._viewer, role="distance"))
+        """Draw a line over the slide, with its length beside its middle, in place of its last one."""
+        self._remove_line()
         active = self._viewer.layers.selection.active
         unit = um_per_unit(self._viewer)
         corners = np.array([start[::-1], end[::-1]])
@@ -213,8 +225,11 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
     # ------------------------------------------------------------ rotation
 
     def _turn(self, degrees: float, _: bool = False) -> None:
+        slide, is_whole = current_slide_tag(self._viewer), shows_whole_slide(self._viewer)
         value = self.rotation.value() + degrees
         self.rotation.setValue(value - 360 if value > 180 else value + 360 if value <= -180 else value)
+        if slide is not None and is_whole:  # a long slide would reach beyond the view
+            fit_slide(self._viewer, slide.path)
 
     def _show_rotation(self, _: Any = None) -> None:
         self.rotation.blockSignals(True)

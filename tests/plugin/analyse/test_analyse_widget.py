@@ -16,6 +16,8 @@ from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.visualize.overlay import RESEARCH_USE
+from napari_lrmil.plugin.analyse.result_text import ResultText
+from napari_lrmil.plugin.analyse.result_view import HOVER_HINT
 from napari_lrmil.plugin.viewer.layers import add_layers, build_slide_layers, get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.reader import read_slide_layers
 from support.fake_slides import fake_slide, glass, one_sentence, speckled, write_tiff
@@ -57,6 +59,22 @@ def test_a_run_shows_what_the_engine_says(
     assert dock.results.isVisible() and "not calibrated" in dock.results.calibration.text()
     assert not dock.results.agreement.isVisible() and not dock.results.teacher.isVisible()
     assert dock.run_button.text == "Run" and dock.run_button.enabled
+
+
+def test_the_numbers_under_the_cursor_are_those_of_the_newest_map(
+    make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_dock(slide_path)
+    _run(dock, qtbot)
+    viewer.cursor.position = (250.0, 320.0)
+    qtbot.waitUntil(lambda: dock.result_view.hover.text() != HOVER_HINT, timeout=WAIT_MS)
+    dock.viewer_actions.start_drawing().add(np.array([[100.0, 100], [100, 500], [450, 500], [450, 100]]))
+    qtbot.waitUntil(lambda: bool(dock.session.regions), timeout=WAIT_MS)
+    dock.session.use_drawn_regions()
+    before = dock.result_view.hover.text()
+    _run(dock, qtbot)
+    assert dock.session.prediction.scope.kind == "region"
+    assert dock.result_view.hover.text() == ResultText(dock.session.prediction).text_at(320.0, 250.0) != before
 
 
 def test_with_the_teacher_beside_it_two_linked_views_share_one_legend(

@@ -13,8 +13,10 @@ from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.plugin.viewer.attention_layers import build_attention_layers
+from napari_lrmil.plugin.viewer.attention_layers import attention_colormap, build_attention_layers
 from napari_lrmil.plugin.viewer.layers import (
+    EXCLUDED_EDGE,
+    REGION_EDGE,
     add_layers,
     build_slide_layers,
     copy_for_teacher_view,
@@ -157,3 +159,11 @@ def test_limits_of_legends_are_round(limit: float, rounded: float) -> None:
     from napari_lrmil.plugin.viewer.attention_layers import round_up_limit
 
     assert round_up_limit(limit) == pytest.approx(rounded)
+
+
+def test_the_outline_of_a_region_differs_from_glass_and_from_the_most_attended_patch() -> None:
+    from napari.utils.colormaps.standardize_color import transform_color
+
+    edge = transform_color(REGION_EDGE)[0, :3]
+    for ground in (attention_colormap().colors[-1, :3], np.ones(3), transform_color(EXCLUDED_EDGE)[0, :3]):
+        assert abs(float((ground - edge) @ (0.2126, 0.7152, 0.0722))) > 0.3

@@ -11,12 +11,18 @@ import pytest
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.slides.place_link import parse_link
+from napari_lrmil.plugin.analyse.widget import DOCK_MIN_WIDTH_PX
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers
-from napari_lrmil.plugin.viewer.navigation import current_magnification, view_centre_um, world_to_slide
+from napari_lrmil.plugin.viewer.navigation import (
+    current_magnification,
+    shows_whole_slide,
+    view_centre_um,
+    world_to_slide,
+)
 from napari_lrmil.plugin.viewer.places import format_distance, go_to_link, go_to_text
 from napari_lrmil.plugin.viewer.reader import read_slide_layers
 from napari_lrmil.plugin.viewer.rotation import current_rotation, rotate_view
-from support.window import WAIT_MS, require_screen
+from support.window import WAIT_MS, MakeDock, require_screen, timers_rest
 
 require_screen()
 
@@ -53,7 +59,7 @@ def test_two_clicks_measure_a_distance_in_micrometres(tools: Any, viewer: Any, q
     qtbot.waitUntil(lambda: "Distance" in tools.distance.text(), timeout=WAIT_MS)
     assert float(tools.distance.text().split()[1]) == pytest.approx(expected, rel=0.02)
     line, label = lrmil_layers(viewer, role="distance")
-    assert f"Distance {str(label.text.values).strip()}. " in tools.distance.text() and line.visible and label.visible
+    assert f"Distance {str(label.text.values).strip()}." == tools.distance.text() and line.visible and label.visible
     assert label.data[-1] == pytest.approx(line.data[0].mean(axis=0)), "the length stands at the line"
     halo = np.ptp(label.data, axis=0)
     viewer.scene.camera.zoom *= 4
@@ -187,6 +193,28 @@ def test_the_view_is_rotated_by_buttons_keys_and_a_field(tools: Any, viewer: Any
     assert current_rotation(viewer) == pytest.approx(127.5)
     rotate_view(viewer, 10)
     assert tools.rotation.value() == 10
+
+
+def test_a_slide_that_is_all_in_the_view_still_is_after_a_quarter_turn(tools: Any, viewer: Any) -> None:
+    assert shows_whole_slide(viewer)
+    tools.right.click()
+    assert current_rotation(viewer) == 90 and shows_whole_slide(viewer)
+    viewer.scene.camera.zoom *= 4
+    zoom, middle = viewer.scene.camera.zoom, view_centre_um(viewer)
+    tools.left.click()
+    assert viewer.scene.camera.zoom == zoom and view_centre_um(viewer) == pytest.approx(middle)
+
+
+def test_the_measured_distance_is_one_line(make_dock: MakeDock, slide_path: Path, qtbot: Any) -> None:
+    """A second line would be cut off: the section keeps the height that it had with the hint before."""
+    dock = make_dock(slide_path)
+    dock.navigation.expand(animate=False)
+    tools, label = dock.navigation.tools, dock.navigation.tools.distance
+    tools.measure.click()
+    qtbot.waitUntil(lambda: label.isVisible() and timers_rest(dock), timeout=WAIT_MS)
+    for point in ((0.0, 0.0), (600.0, 480.0)):
+        tools.add_point(point)
+    assert label.heightForWidth(DOCK_MIN_WIDTH_PX - 60) < 2 * label.fontMetrics().height()
 
 
 def test_a_distance_is_measured_on_the_slide_in_a_rotated_view(tools: Any, viewer: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.bundle import Bundle
@@ -19,7 +20,7 @@ from napari_lrmil.core.worklist.entry import Status
 from napari_lrmil.core.worklist.order import SortKey
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, read_review
 from napari_lrmil.core.worklist.seen import SEEN_FILE
-from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers, slide_affine
+from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers, remove_layers, slide_affine
 from napari_lrmil.plugin.viewer.navigation import fly_to
 from napari_lrmil.plugin.viewer.places import Place, place_on
 from napari_lrmil.plugin.viewer.rotation import rotate_view
@@ -201,6 +202,34 @@ def test_paging_keeps_the_rotation_and_returns_to_where_a_slide_was_left(
     dock.open_paths([folder])
     qtbot.waitUntil(lambda: dock.current is not None and dock.current.name == "a" and settled(dock), timeout=WAIT_MS)
     assert_at(viewer, left_at_a)
+
+
+def test_drawn_regions_and_the_measured_line_are_there_when_the_user_pages_back(
+    make_worklist: MakeWorklist, folder: Path, viewer: Any, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    actions, tools, path = dock.analyse.viewer_actions, dock.analyse.navigation.tools, folder / "a.tif"
+    actions.start_drawing().add(np.array([[50.0, 60], [50, 300], [200, 300], [200, 60]]), shape_type="polygon")
+    tools.measure.click()
+    tools.add_point((10.0, 20.0))
+    tools.add_point((40.0, 60.0))
+    qtbot.waitUntil(lambda: len(dock.session.regions) == 1, timeout=WAIT_MS)
+    (drawn,) = dock.session.regions
+    page(dock, qtbot)
+    assert not lrmil_layers(viewer, path) and not dock.session.regions
+    rotate_view(viewer, 30)
+    page(dock, qtbot, -1)
+    qtbot.waitUntil(lambda: len(dock.session.regions) == 1, timeout=WAIT_MS)
+    assert shapely.equals_exact(dock.session.regions[0].geometry, drawn.geometry, 1e-6)
+    line, _ = lrmil_layers(viewer, path, role="distance")
+    assert line.name.startswith("Distance 50.0 µm") and line.visible and actions.region_layer().visible
+    assert line.data[0] == pytest.approx(np.array([[20, 10], [60, 40]]))
+    remove_layers(viewer, [actions.region_layer()])
+    qtbot.waitUntil(lambda: not dock.session.regions, timeout=WAIT_MS)
+    page(dock, qtbot)
+    page(dock, qtbot, -1)
+    assert actions.region_layer() is None, "the user has removed it"
+    assert len(lrmil_layers(viewer, path, role="distance")) == 2
 
 
 def shown_place(viewer: Any) -> Place:
