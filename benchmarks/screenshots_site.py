@@ -61,6 +61,7 @@ def browser_picture(page: Path, path: Path, size: tuple[int, int], *options: str
         command = ["chromium", *window, wait, *options, f"--screenshot={screenshot}", page.absolute().as_uri()]
         subprocess.run(command, check=True, capture_output=True)
         image = Image.open(screenshot).convert("RGB")
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(as_jpeg(image.crop((0, 0, size[0] - right_margin, size[1]))))
     print(path, flush=True)
 
