@@ -18,7 +18,14 @@ from napari_lrmil.core.worklist.annotation_file import (
     class_colour,
     with_class,
 )
-from napari_lrmil.plugin.viewer.layers import LayerTag, add_layers, build_region_layer, get_tag, lrmil_layers
+from napari_lrmil.plugin.viewer.layers import (
+    LayerTag,
+    add_layers,
+    build_region_layer,
+    get_tag,
+    lrmil_layers,
+    remove_layers,
+)
 from napari_lrmil.plugin.viewer.navigation import um_per_unit
 from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
 
@@ -103,6 +110,9 @@ class AnnotationLayer:
             except LrmilError as error:  # stored by another program: it is neither shown nor replaced
                 self._file = None
                 self._show_error(str(error))
+        before = lrmil_layers(self._viewer, slide.path, role="annotation")
+        if before:  # of another reviewer, or what was on the canvas before the user opened another slide
+            remove_layers(self._viewer, before)
         if regions:
             self._add_layer(regions)
         self._show_count(len(regions))

@@ -69,7 +69,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         self._places = PlaceMemory(viewer)
         self._session: Session | None = None
         self._wanted: ListedSlide | None = None
-        self._has_arrived = False
+        self._has_arrived = self._is_opening = False
         self._next: OpenedSlide | None = None
         self._prepared: Path | None = None  # the slide that is being prepared, or was last
         self._is_opening_ahead = False
@@ -102,8 +102,13 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
 
     @property
     def has_arrived(self) -> bool:
-        """Whether canvas and session show the wanted slide."""
-        return self._has_arrived
+        """Whether canvas and session show the wanted slide, also now: the user may have opened another one."""
+        return self._has_arrived and self._is_chosen()
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether the wanted slide is still to come to the canvas."""
+        return self._is_opening
 
     @property
     def is_busy(self) -> bool:
@@ -132,7 +137,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         """Show a slide in place of the present one."""
         self._leave()
         self._answerer.stop()
-        self._wanted, self._has_arrived = slide, False
+        self._wanted, self._has_arrived, self._is_opening = slide, False, True
         if self._is_on_canvas(slide.path):  # by its layers: the session learns later that a slide was removed
             self._choose()
         elif self._next is not None and self._next.path == slide.path:
@@ -150,12 +155,12 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
     def show_nothing(self) -> None:
         """Remove the slides of the list from the canvas, for an entry that cannot be shown."""
         self._leave()
-        self._wanted, self._has_arrived = None, False
+        self._wanted, self._has_arrived, self._is_opening = None, False, False
         self._answerer.stop()
         self._remove_others(None)
 
     def _leave(self) -> None:
-        if self._has_arrived and self._wanted is not None:
+        if self.has_arrived and self._wanted is not None:
             self._places.leave(self._wanted.path)
 
     def _opening(self, slide: ListedSlide) -> OpenSlideJob:
@@ -170,6 +175,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         if opened.asks_mpp:
             layers = self._ask_mpp() or ()
         if not layers:
+            self._is_opening = False
             self._remove_others(None)
             self.progress.emit("")
             self.failed.emit(opened.path, opened.problem or CANCELLED)
@@ -221,13 +227,17 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         if self._session is not None and self._wanted is not None:
             self._session.show_slide(self._wanted.path)
 
+    def _is_chosen(self) -> bool:
+        """Return whether the wanted slide is that of the session."""
+        slide = self._session.slide if self._session is not None else None
+        return slide is not None and slide.path == self.wanted
+
     def sync(self) -> None:
-        """Notice that the session shows the wanted slide. Called whenever the session has changed."""
-        session, wanted = self._session, self._wanted
-        if self._has_arrived or session is None or wanted is None or session.slide is None:
-            return
-        if session.slide.path == wanted.path and self._is_on_canvas(wanted.path):
-            self._has_arrived = True
+        """Notice that the session shows the wanted slide, or another one. Called whenever the session has changed."""
+        self._has_arrived = self.has_arrived
+        wanted = self._wanted
+        if not self._has_arrived and wanted is not None and self._is_chosen() and self._is_on_canvas(wanted.path):
+            self._has_arrived, self._is_opening = True, False
             self.progress.emit("")
             self._places.enter(wanted.path)
             self._later(TURN_MS, partial(self._announce, wanted.path))
@@ -308,6 +318,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
                 self._on_event(event)
             case Failed(message):
                 self._is_opening_ahead = False
+                self._is_opening = self._is_opening and self._prepared != self.wanted
                 self.failed.emit(self._prepared, message)
 
     def _on_event(self, event: Event) -> None:
@@ -325,6 +336,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
             case Progress(stage, done, total, unit):
                 self.progress.emit(f"{stage} · {done} of {total} {unit}")
             case Failed(message):
+                self._is_opening = False
                 self.progress.emit("")
                 self.failed.emit(self.wanted, message)
 

@@ -10,6 +10,7 @@ from typing import Any
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
+    QApplication,
     QCheckBox,
     QComboBox,
     QLabel,
@@ -27,6 +28,7 @@ from napari_lrmil.core.worklist.annotation_file import ANNOTATION_CLASSES
 from napari_lrmil.core.worklist.entry import WorklistEntry
 from napari_lrmil.core.worklist.review import Verdict
 from napari_lrmil.plugin.qt.section import HeightForWidthColumn, enable_unless, make_button, make_label, make_row
+from napari_lrmil.plugin.worklist.edit_field import EditField, takes_text
 
 KEYS = {Verdict.AGREE: "Y", Verdict.DISAGREE: "N", Verdict.UNSURE: "U"}
 DETAIL_LINES = 4  # that are visible without scrolling
@@ -34,6 +36,10 @@ UNDO_KEY = "Ctrl+Backspace"
 MAX_KEYED_CLASSES = 9  # Alt+1 to Alt+9
 NO_SLIDE, NO_NAME = "Show a slide of the list first.", "Enter your name first: verdicts are stored under it."
 NO_ANSWER = "There is no answer yet. Wait for it, or press Run all."
+OPENING = "The slide is being opened."
+ANSWER_HIDDEN = "The answer is hidden. Give the class yourself, with its button."
+ANSWER_SHOWN = "The answer is shown. Agree or disagree with it."
+NOTHING_TO_UNDO = "No verdict has been given since the list was opened."
 DRAW_TIP = (
     "Draw regions of this class, each stored as it is drawn: click corners, double-click to close. "
     "Press Draw again to end."
@@ -70,6 +76,8 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         Emitted with the text of the annotation class whenever it changes.
     class_chosen
         Emitted with the annotation class that was chosen in the list, or typed and confirmed.
+    edit_ended
+        Emitted when a text is confirmed or given up by a key, to give the focus back to the canvas.
     """
 
     verdict_given = Signal(object, str)
@@ -82,11 +90,14 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
     draw_ended = Signal()
     class_typed = Signal(str)
     class_chosen = Signal(str)
+    edit_ended = Signal()
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.answer, self.details = make_label("worklist-answer", bold=True), make_label("worklist-details", small=True)
-        self.reviewer, self.comment, self.blind = QLineEdit(), QLineEdit(), QCheckBox("Blind")
+        self.hint = make_label("worklist-hint")
+        self.reviewer, self.comment = EditField("Your name"), EditField("Comment")
+        self.blind = QCheckBox("Blind")
         self.buttons = {verdict: QPushButton() for verdict in Verdict}
         self.class_buttons: dict[str, QPushButton] = {}
         self.other_class, self.undo = QComboBox(), make_button("Undo", f"Take the last verdict back ({UNDO_KEY})")
@@ -98,13 +109,12 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._is_blind = False
         self._comment: tuple[Path, str | None] | None = None  # slide and stored comment in the field
         self._shortcuts: list[QShortcut] = []
+        self._reasons: dict[QPushButton, str] = {}  # why a button is disabled
         self._build()
         self._connect()
         self.show_entry(None, is_hidden=False)
 
     def _build(self) -> None:
-        self.reviewer.setPlaceholderText("Your name")
-        self.comment.setPlaceholderText("Comment")
         self.blind.setToolTip("Hide the model's answer until you have given the class yourself")
         self.other_class.setToolTip("Class that you give the slide if you disagree")
         self.annotation_class.setEditable(True)
@@ -121,6 +131,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         for part in (
             self.answer,
             self.details_box,
+            self.hint,
             self._class_row,
             self._verdict_row,
             self.other_class,
@@ -143,12 +154,36 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.draw.clicked.connect(self._on_draw)
         self.annotation_class.currentTextChanged.connect(self.class_typed.emit)
         self.annotation_class.textActivated.connect(self.class_chosen.emit)
+        for ended in (self.reviewer.ended, self.comment.ended, self.annotation_class.lineEdit().returnPressed):
+            ended.connect(self.edit_ended.emit)
 
     def _add_key(self, key: str, button: QPushButton) -> QShortcut:
-        """Let a key click a button from anywhere in the window. A line edit with the focus keeps its letters."""
-        shortcut = QShortcut(QKeySequence(key), self, activated=button.click)
+        """Let a key click a button from anywhere in the window, except from a text field."""
+        shortcut = QShortcut(QKeySequence(key), self, activated=partial(self._press, button))
         shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+        shortcut.setEnabled(not takes_text(QApplication.focusWidget()))
         return shortcut
+
+    def _press(self, button: QPushButton) -> None:
+        """Click a button by its key; if it is disabled, say why."""
+        reason = self._reasons.get(button, "")
+        self._show_hint(reason)
+        if reason == NO_NAME:
+            self.reviewer.setFocus()
+        elif not reason:
+            button.click()
+
+    def _show_hint(self, text: str) -> None:
+        self.hint.setText(text)
+        self.hint.setVisible(bool(text))
+
+    def _enable(self, button: QPushButton, reason: str, tip: str) -> None:
+        self._reasons[button] = reason
+        enable_unless(button, reason, tip)
+
+    def enable_undo(self, *, is_possible: bool) -> None:
+        """Enable *Undo* if there is a verdict to take back."""
+        self._enable(self.undo, "" if is_possible else NOTHING_TO_UNDO, f"Take the last verdict back ({UNDO_KEY})")
 
     def _on_draw(self, is_on: bool) -> None:
         if is_on:
@@ -165,7 +200,15 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     # ------------------------------------------------------------ state
 
-    def show_entry(self, entry: WorklistEntry | None, *, is_hidden: bool, draft: str = "", caution: str = "") -> None:
+    def show_entry(
+        self,
+        entry: WorklistEntry | None,
+        *,
+        is_hidden: bool,
+        draft: str = "",
+        caution: str = "",
+        absence: str = "",
+    ) -> None:
         """Show the answer of a slide and the controls that apply to it.
 
         Parameters
@@ -178,44 +221,53 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
             Comment that waits for a verdict on this slide.
         caution
             Why the verdict would not count as blind; empty if it would.
+        absence
+            Why the canvas does not show the slide; empty if it does. Without the slide there is no verdict on it.
         """
         self._is_blind = is_hidden
         answer = entry.answer if entry is not None else None
         self._set_classes(answer.classes if answer is not None else ())
-        self.answer.setText(_answer_line(entry, is_hidden=is_hidden))
-        details = "\n".join(filter(None, (caution, _detail_lines(entry, is_hidden=is_hidden))))
+        self.answer.setText(absence or _answer_line(entry, is_hidden=is_hidden))
+        lines = (entry.problem if entry is not None else "",) if absence else (caution, _detail_lines(entry, is_hidden))
+        details = "\n".join(filter(None, lines))
         self.details.setText(details)
         self.details_box.setVisible(bool(details))
         # Here and not once: napari sets the font after the dock is built.
         self.details_box.setFixedHeight(DETAIL_LINES * self.details.fontMetrics().lineSpacing() + 4)
-        self._show_verdict(entry, draft)
-        self._show_buttons(entry, is_hidden=is_hidden)
+        self._show_verdict(entry, draft, is_given=not absence)
+        self._show_buttons(entry, absence, is_hidden=is_hidden)
+        if self.hint.text() not in self._reasons.values():
+            self._show_hint("")
 
-    def _show_verdict(self, entry: WorklistEntry | None, draft: str) -> None:
+    def _show_verdict(self, entry: WorklistEntry | None, draft: str, *, is_given: bool) -> None:
         review = entry.review if entry is not None else None
         comment = (entry.path, review.comment if review is not None else None) if entry is not None else None
         if comment != self._comment:  # else the user may be typing another one
             self._comment = comment
-            self.comment.setText(review.comment if review is not None else draft)
+            self.comment.show_text(review.comment if review is not None else draft)
         for verdict, button in self.buttons.items():
             button.setCheckable(True)
-            button.setChecked(review is not None and review.verdict is verdict)
+            button.setChecked(is_given and review is not None and review.verdict is verdict)
         chosen = review.label if review is not None and review.verdict is Verdict.DISAGREE else ""
         self.other_class.setCurrentIndex(max(0, self.other_class.findData(chosen)))
 
-    def _show_buttons(self, entry: WorklistEntry | None, *, is_hidden: bool) -> None:
-        missing = NO_SLIDE if entry is None else "" if self.reviewer.text().strip() else NO_NAME
+    def _show_buttons(self, entry: WorklistEntry | None, absence: str, *, is_hidden: bool) -> None:
+        no_name = "" if self.reviewer.text().strip() else NO_NAME
+        missing = NO_SLIDE if entry is None else absence or no_name
         no_answer = missing or ("" if entry is not None and entry.answer is not None else NO_ANSWER)
-        enable_unless(self.buttons[Verdict.AGREE], no_answer, "The model's class is right")
-        enable_unless(self.buttons[Verdict.DISAGREE], no_answer, "The model's class is wrong")
-        enable_unless(self.buttons[Verdict.UNSURE], missing, "The slide allows no decision")
+        hidden, shown = (ANSWER_HIDDEN, "") if is_hidden else ("", ANSWER_SHOWN)
+        self._enable(self.buttons[Verdict.AGREE], no_answer or hidden, "The model's class is right")
+        self._enable(self.buttons[Verdict.DISAGREE], no_answer or hidden, "The model's class is wrong")
+        self._enable(self.buttons[Verdict.UNSURE], missing, "The slide allows no decision")
         for name, button in self.class_buttons.items():
-            enable_unless(button, no_answer, f"The slide is {name}")
+            self._enable(button, no_answer or shown, f"The slide is {name}")
         self._class_row.setVisible(is_hidden)
         for verdict in (Verdict.AGREE, Verdict.DISAGREE):
             self.buttons[verdict].setVisible(not is_hidden)
         self.other_class.setVisible(not is_hidden and len(self._classes) > 2)
-        enable_unless(self.draw, missing, DRAW_TIP)
+        waits = absence == OPENING  # then Draw begins as soon as the slide is there
+        enable_unless(self.draw, no_name if waits else missing, DRAW_TIP)
+        self.comment.setEnabled(waits or not absence)
 
     def _set_classes(self, classes: Sequence[str]) -> None:
         """Make a button for each class of the model, and list the classes for a disagreement."""
@@ -226,6 +278,7 @@ class ReviewPanel(QWidget):  # type: ignore[misc]  # qtpy has no types
             shortcut.deleteLater()
         for button in self.class_buttons.values():
             self._class_row.layout().removeWidget(button)
+            self._reasons.pop(button, None)
             button.deleteLater()
         self.class_buttons, self._shortcuts = {}, []
         for number, name in enumerate(classes, start=1):
@@ -287,7 +340,7 @@ def _caution(text: str) -> str:
     return f"⚠ {name}: {'. '.join(sentences)}." if sentences else f"⚠ {name}: {about}"
 
 
-def _detail_lines(entry: WorklistEntry | None, *, is_hidden: bool) -> str:
+def _detail_lines(entry: WorklistEntry | None, is_hidden: bool) -> str:
     if entry is None:
         return ""
     lines = [entry.problem, *entry.notes]

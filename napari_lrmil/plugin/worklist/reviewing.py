@@ -12,6 +12,7 @@ from napari.utils.notifications import show_error, show_info
 
 from napari_lrmil.core.errors import ReviewError
 from napari_lrmil.core.formatting import format_count
+from napari_lrmil.core.text_escapes import printable
 from napari_lrmil.core.worklist.build import note_other_models
 from napari_lrmil.core.worklist.entry import WorklistEntry
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, time_now
@@ -19,11 +20,14 @@ from napari_lrmil.core.worklist.seen import ANYBODY, SEEN_FILE, SeenAnswers, Whe
 from napari_lrmil.core.worklist.verdicts import blind_verdict, open_verdict
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.worklist.annotation_layer import AnnotationLayer
+from napari_lrmil.plugin.worklist.review_panel import OPENING
 
 if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
     from napari_lrmil.plugin.worklist.widget import WorklistWidget
 
+OTHER_SLIDE = "The canvas shows another slide ({name}). Choose a slide of the list to go on."
+NOT_ON_CANVAS = "The canvas does not show this slide. Choose a slide of the list to go on."
 LISTED_BEFORE = "The list has shown this answer before, so your verdict is not stored as blind."
 UNKNOWN_SEEN = f"{SEEN_FILE} cannot be read, so your verdict is not stored as blind."
 
@@ -48,6 +52,7 @@ class Reviewing:
         self._has_told_unwritten = False
         self._reader = ""  # whose verdicts are shown
         self._drafts: dict[Path, str] = {}  # comments without a verdict
+        self._absence = ""  # sentence that the panel shows
         self._class_to_draw = ""  # once the slide that is being opened is there
         self.annotations = AnnotationLayer(
             dock.layer_viewer, show_error, self._show_count, self._panel.draw.setChecked, dock
@@ -103,7 +108,7 @@ class Reviewing:
         self._open_file()
         entry = self._dock.current
         if entry is not None and self._session is not None and self._session.prediction is not None:
-            self.see(entry.path)  # the answer is on the canvas
+            self.see(self._session.prediction.path)  # the answer is on the canvas
         self._show_verdicts()
         self._show_list()
         self.open_annotations()
@@ -135,13 +140,17 @@ class Reviewing:
     def give(self, verdict: Verdict, label: str) -> None:
         """Store a verdict on the current slide."""
         entry = self._dock.current
-        if entry is not None and (entry.answer is not None or verdict is Verdict.UNSURE):
+        if entry is None or self.why_absent(entry) or self.is_hidden(entry):
+            return
+        if entry.answer is not None or verdict is Verdict.UNSURE:
             self._record(open_verdict(entry, verdict, label=label, comment=self._panel.comment.text()))
 
     def give_blind(self, label: str) -> None:
         """Store the class that the reviewer gave before the answer was shown, then show the answer."""
         entry = self._dock.current
-        if entry is not None and (entry.answer is not None or not label):
+        if entry is None or self.why_absent(entry) or not self.is_hidden(entry):
+            return
+        if entry.answer is not None or not label:
             is_blind = not self.why_not_blind(entry)
             self._record(blind_verdict(entry, label, comment=self._panel.comment.text(), is_blind=is_blind))
             self._dock.show_answer()
@@ -244,9 +253,29 @@ class Reviewing:
         draft = self._drafts.get(entry.path, "") if entry is not None else ""
         is_hidden = entry is not None and self.is_hidden(entry)
         caution = self.why_not_blind(entry) if entry is not None and is_hidden else ""
-        self._panel.show_entry(entry, is_hidden=is_hidden, draft=draft, caution=caution)
+        self._absence = self.why_absent(entry) if entry is not None else ""
+        self._panel.show_entry(entry, is_hidden=is_hidden, draft=draft, caution=caution, absence=self._absence)
         self._dock.hide_in_analyse(entry.path if entry is not None and is_hidden else None)
-        self._panel.undo.setEnabled(self._file is not None and self._file.can_undo)
+        self._panel.enable_undo(is_possible=self._file is not None and self._file.can_undo)
+
+    def why_absent(self, entry: WorklistEntry) -> str:
+        """Return why the canvas does not show a slide that is current; empty if it does, or if the slide failed."""
+        pager, slide = self._dock.pager, self._session.slide if self._session is not None else None
+        if (pager.has_arrived and pager.wanted == entry.path) or (slide is None and entry.problem):
+            return ""
+        if pager.is_opening:
+            return OPENING
+        return OTHER_SLIDE.format(name=printable(slide.path.name)) if slide is not None else NOT_ON_CANVAS
+
+    def follow_canvas(self) -> None:
+        """Notice that the user has opened another slide, or returned to that of the list."""
+        entry = self._dock.current
+        absence = self.why_absent(entry) if entry is not None else ""
+        if absence == self._absence:
+            return
+        if absence:
+            self.annotations.close()
+        self.show_current()
 
     def open_annotations(self) -> None:
         """Show the reviewer's annotations of the slide on the canvas."""

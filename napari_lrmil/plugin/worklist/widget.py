@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import unwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import napari.viewer
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QFileSystemWatcher, Qt, QTimer
 from qtpy.QtGui import QDropEvent, QKeySequence, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QShortcut
+from qtpy.QtWidgets import QApplication, QFileDialog, QShortcut, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished, Partial
 from napari_lrmil.core.formatting import format_count
@@ -34,6 +35,7 @@ from napari_lrmil.plugin.worklist.answer_jobs import (
 )
 from napari_lrmil.plugin.worklist.cautions import RowCautions, model_caution
 from napari_lrmil.plugin.worklist.dock_layout import WorklistLayout
+from napari_lrmil.plugin.worklist.edit_field import takes_text
 from napari_lrmil.plugin.worklist.jobs import (
     ReadList,
     ReadListJob,
@@ -117,6 +119,18 @@ class WorklistWidget(WorklistLayout):
         for key, by in (("PgDown", 1), ("PgUp", -1)):
             shortcut = QShortcut(QKeySequence(key), self, activated=partial(self.step, by))
             shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+        self.review.edit_ended.connect(self._focus_canvas)
+        self.list.search.returnPressed.connect(self._focus_canvas)
+        QApplication.instance().focusChanged.connect(self._on_focus_changed)
+
+    def _focus_canvas(self) -> None:
+        """Give the keyboard back, so that the next key pages or judges."""
+        unwrap(self._viewer).window._qt_viewer.canvas.native.setFocus()
+
+    def _on_focus_changed(self, _: QWidget | None, focus: QWidget | None) -> None:
+        """Leave all keys to a text field that has the focus, also those of other docks."""
+        for shortcut in self.findChildren(QShortcut):
+            shortcut.setEnabled(not takes_text(focus))
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
         """Become a tab beside the Analyse dock, after napari has wrapped this widget in a dock."""
@@ -177,6 +191,7 @@ class WorklistWidget(WorklistLayout):
             self._sha256 = sha256
             self._on_model_changed()
         self.pager.sync()
+        self.reviewing.follow_canvas()
         self._refresh_run_all()
 
     def _on_model_changed(self) -> None:
@@ -369,7 +384,6 @@ class WorklistWidget(WorklistLayout):
         self.refresh_entry(index)
         self.list.show_current(index)
         entry = self.order.entries[index]
-        self.reviewing.show_current()
         if self._watcher.files():
             self._watcher.removePaths(self._watcher.files())
         if entry.slide.problem or not entry.path.exists():
@@ -378,6 +392,7 @@ class WorklistWidget(WorklistLayout):
         else:
             self._watcher.addPath(str(entry.path))
             self.pager.show(entry.slide)
+        self.reviewing.show_current()
 
     def _on_arrived(self, path: Path) -> None:
         index = self.order.current
@@ -404,7 +419,9 @@ class WorklistWidget(WorklistLayout):
 
     def _fetch_answer(self) -> None:
         slide, entry = self.session.slide, self.current
-        job = self._answer_job(entry, slide) if entry is not None and slide is not None else None
+        if entry is None or slide is None or slide.path != entry.path:
+            return
+        job = self._answer_job(entry, slide)
         if job is not None:
             self.pager.fetch_answer(job)
 
@@ -456,6 +473,7 @@ class WorklistWidget(WorklistLayout):
         self._set_problem(path, problem)
         if self.current is not None and path == self.current.path:
             self.reviewing.stop_waiting()
+            self.reviewing.show_current()
             self._prepare_next()
 
     # ------------------------------------------------------------ run all

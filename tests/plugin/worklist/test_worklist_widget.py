@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import shapely
 
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.worklist.entry import Status
 from napari_lrmil.core.worklist.order import SortKey
@@ -24,91 +22,10 @@ from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers, re
 from napari_lrmil.plugin.viewer.navigation import fly_to
 from napari_lrmil.plugin.viewer.places import Place, place_on
 from napari_lrmil.plugin.viewer.rotation import rotate_view
-from napari_lrmil.plugin.worklist.jobs import ReadListJob, RunAllJob, slides_without_answer
-from support.fake_slides import speckled, write_tiff
 from support.phantoms import copy_cohort
 from support.stored_results import write_result
-from support.window import WAIT_MS, MakeDock
-
-MakeWorklist = Callable[..., Any]
-NAMES = ("a", "b", "c")
-
-
-@pytest.fixture(scope="session")
-def stored(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
-    """Return a folder with three slides and a broken one, and the results that `predict` left of all but `c`."""
-    folder = tmp_path_factory.mktemp("worklist") / "slides"
-    folder.mkdir()
-    for seed, name in enumerate(NAMES):
-        write_tiff(folder / f"{name}.tif", speckled(1280, 1000, seed), (1.0, 4.0), mpp=(0.5, 0.5))
-    (folder / "d broken.tif").write_bytes((folder / "a.tif").read_bytes()[:5000])
-    *_, last = ReadListJob((folder,)).events()
-    read = last.result  # type: ignore[union-attr]  # the last event carries it
-    slides = slides_without_answer(read.entries, bundle)[:2]
-    list(RunAllJob(slides, read.results, bundle, str(bundle.path), "cpu").events())
-    return folder
-
-
-@pytest.fixture
-def folder(stored: Path, tmp_path: Path) -> Path:
-    """Return a copy of the folder that a test may change; slides are linked."""
-    import shutil
-
-    copy = tmp_path / "slides"
-    shutil.copytree(stored, copy, copy_function=shutil.copy)
-    return copy
-
-
-@pytest.fixture
-def make_worklist(make_dock: MakeDock, viewer: Any, qtbot: Any) -> Iterator[MakeWorklist]:
-    """Return what opens the Worklist dock with a list, and waits until its first slide is on the canvas."""
-    from napari_lrmil.plugin.qt.docks import open_dock
-    from napari_lrmil.plugin.worklist.widget import TITLE, WorklistWidget
-
-    docks = []
-
-    def make(*paths: Path, reviewer: str = "Anna") -> Any:
-        make_dock(None)
-        dock = open_dock(viewer, WorklistWidget, TITLE)
-        docks.append(dock)
-        dock.review.reviewer.setText(reviewer)
-        dock.review.reviewer.editingFinished.emit()
-        if paths:
-            dock.open_paths(list(paths))
-            qtbot.waitUntil(lambda: dock.current is not None and settled(dock), timeout=WAIT_MS)
-        return dock
-
-    yield make
-    for dock in docks:
-        dock.pager.stop()
-        qtbot.waitUntil(lambda dock=dock: not dock.pager.is_busy and not dock.filling.is_running, timeout=WAIT_MS)
-        for widget in (dock, dock.analyse):
-            if widget.parent() is None:  # the test has closed it
-                widget.deleteLater()
-
-
-def settled(dock: Any) -> bool:
-    """Return whether the current slide is on the canvas or has failed, with its answer, and the next is prepared."""
-    entry = dock.current
-    is_shown = dock.pager.has_arrived and entry.answer is not None
-    return bool(is_shown or entry.problem) and not dock.pager.is_busy and not dock.pager.is_completing
-
-
-def page(dock: Any, qtbot: Any, by: int = 1) -> str:
-    """Page on, wait, and return the name of the slide."""
-    before = dock.order.current
-    (dock.next if by > 0 else dock.previous).click()
-    qtbot.waitUntil(lambda: dock.order.current != before and settled(dock), timeout=WAIT_MS)
-    return str(dock.current.name)
-
-
-def press(dock: Any, key: str) -> None:
-    """Press a key in the window. Without a window manager no window is active, so Qt delivers no shortcut."""
-    from qtpy.QtGui import QKeySequence
-    from qtpy.QtWidgets import QShortcut
-
-    (shortcut,) = [one for one in dock.findChildren(QShortcut) if one.key() == QKeySequence(key)]
-    shortcut.activated.emit()
+from support.window import WAIT_MS
+from support.worklist import NAMES, MakeWorklist, page, press, settled
 
 
 def shown_slides(viewer: Any) -> list[str]:
