@@ -138,7 +138,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         self._leave()
         self._answerer.stop()
         self._wanted, self._has_arrived, self._is_opening = slide, False, True
-        if self._is_on_canvas(slide.path):  # by its layers: the session learns later that a slide was removed
+        if self.is_on_canvas(slide.path):  # by its layers: the session learns later that a slide was removed
             self._choose()
         elif self._next is not None and self._next.path == slide.path:
             opened, self._next = self._next, None
@@ -149,7 +149,8 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
             if not (self._is_opening_ahead and self._prepared == slide.path):  # else it comes by `_on_ahead_event`
                 self._opener.submit(self._opening(slide).events)
 
-    def _is_on_canvas(self, path: Path) -> bool:
+    def is_on_canvas(self, path: Path) -> bool:
+        """Return whether the canvas has layers of a slide."""
         return bool(lrmil_layers(self._viewer, path, role="slide"))
 
     def show_nothing(self) -> None:
@@ -169,7 +170,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
 
     def _place(self, opened: OpenedSlide) -> None:
         """Put an opened slide on the canvas; the session learns of it with the next turn of the event loop."""
-        if self._is_on_canvas(opened.path):
+        if self.is_on_canvas(opened.path):
             return  # it was opened twice, because the user went back and forth
         layers = opened.layers
         if opened.asks_mpp:
@@ -194,7 +195,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
 
     def _swap(self, path: Path, layers: Sequence[LayerData]) -> bool:
         """Show a slide in the layers of the last one of the list, and return whether that was possible."""
-        shown = [other for other in self._listed if self._is_on_canvas(other)]
+        shown = [other for other in self._listed if self.is_on_canvas(other)]
         is_busy = self._session is not None and self._session.is_busy  # a slide with an active run stays
         return len(shown) == 1 and not is_busy and swap_slide(self._viewer, shown[0], layers)
 
@@ -236,7 +237,7 @@ class SlidePager(QObject):  # type: ignore[misc]  # qtpy has no types
         """Notice that the session shows the wanted slide, or another one. Called whenever the session has changed."""
         self._has_arrived = self.has_arrived
         wanted = self._wanted
-        if not self._has_arrived and wanted is not None and self._is_chosen() and self._is_on_canvas(wanted.path):
+        if not self._has_arrived and wanted is not None and self._is_chosen() and self.is_on_canvas(wanted.path):
             self._has_arrived, self._is_opening = True, False
             self.progress.emit("")
             self._places.enter(wanted.path)

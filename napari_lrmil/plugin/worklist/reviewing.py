@@ -261,6 +261,8 @@ class Reviewing:
     def why_absent(self, entry: WorklistEntry) -> str:
         """Return why the canvas does not show a slide that is current; empty if it does, or if the slide failed."""
         pager, slide = self._dock.pager, self._session.slide if self._session is not None else None
+        if slide is not None and not pager.is_on_canvas(slide.path):  # the session learns of a removal later
+            slide = None
         if (pager.has_arrived and pager.wanted == entry.path) or (slide is None and entry.problem):
             return ""
         if pager.is_opening:
