@@ -53,7 +53,7 @@ from napari_lrmil.cli.ladder import (
     require_climb_options,
     single_bundle,
 )
-from napari_lrmil.cli.prediction_tables import write_table
+from napari_lrmil.cli.prediction_tables import announce_replacements, write_table
 from napari_lrmil.core.atomic_files import require_writable
 from napari_lrmil.core.slides.phantom_mark import PHANTOM_MODEL
 
@@ -177,6 +177,7 @@ class _PredictCall:
         given = take_part(given, part)
         _require_one_slide(len(given), self.options["files"])
         options = self.options | {"teacher": patches}
+        announce_replacements(self.folder, self._names(given), model.sha256)
         patients = patient_request(by_table, (slide.path for slide in given), model.path)
         progress = run_with_progress(
             "predict",
@@ -209,9 +210,12 @@ class _PredictCall:
                 return apart
         return check_model(self._model_name, self.execution, reader, runtime, patches, self.folder)
 
+    def _names(self, given: Sequence[GivenSlide]) -> set[str]:
+        return {job.name for job in slide_jobs(given, self.mpp, self.execution)}
+
     def _write_tables(self, given: Sequence[GivenSlide], patients: PatientRequest | None) -> None:
         """Write the tables of slides and, if asked for, of patients."""
-        write_table(self.folder, {job.name for job in slide_jobs(given, self.mpp, self.execution)})
+        write_table(self.folder, self._names(given))
         if patients is not None:
             patients.write(self.folder)
 

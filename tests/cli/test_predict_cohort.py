@@ -21,6 +21,7 @@ import pytest
 from napari_lrmil.cli import console
 from napari_lrmil.core.cohort.task import SerialBackend
 from napari_lrmil.core.events import Progress
+from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from napari_lrmil.core.results.schema import CohortFile, PredictionFile
 from support.networks import untrained_bundle, untrained_encoder
@@ -335,6 +336,22 @@ def test_partial_files_of_a_killed_call_are_removed(call: Call, slides: Path, bu
     assert call("predict", slides / "first.tif", *common_options(bundle, tmp_path))[0] == 0
     left = {path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")}
     assert left == {names[0], names[2]}  # of a process that is alive, and of a slide of another call
+
+
+def test_answers_of_another_model_are_told_before_they_are_replaced_and_in_the_table(
+    call: Call, slides: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Bundles of two runs can have the same name: the hash tells them apart."""
+    out, other = tmp_path / "out", untrained_bundle(tmp_path / "other", lr_mpp=4.0)
+    both = (slides / "first.tif", slides / "third.tif")
+    assert "another model" not in call("predict", *both, *common_options(bundle, out))[2]
+    code, _, err = call("predict", both[0], *common_options(other.path, out))
+    said = " ".join(err.split())
+    assert code == 0 and "are replaced: " in said and "for 1 slide; use another --out to keep them" in said
+    assert "predictions.csv holds answers of 2 models" in said
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
+        models = {row["slide"]: row["bundle_sha256"] for row in csv.DictReader(file)}
+    assert models == {"first": other.sha256, "third": Bundle(bundle).sha256}
 
 
 def test_a_table_needs_no_more_than_slides_and_a_missing_one_stops_nobody(

@@ -202,7 +202,7 @@ def test_columns_of_the_tables(written: Path) -> None:
     heads = {name: (written / f"{name}.csv").read_text().splitlines()[0] for name in ("predictions", "failures")}
     assert heads == {
         "predictions": "slide,predicted,probability_normal,probability_lesion,"
-        "n_patches,n_hr_patches,seconds,scope,calibrated,warnings",
+        "n_patches,n_hr_patches,seconds,scope,calibrated,bundle,bundle_sha256,warnings",
         "failures": "slide,step,reason",
     }
 
@@ -313,7 +313,8 @@ def test_tables_come_out_of_stored_results_as_they_did(tmp_path: Path) -> None:
     (tmp_path / "out" / "predictions.csv").unlink()
     write_predictions_table(tmp_path / "out")
     before, now = (read_csv(folder / "predictions.csv") for folder in (PREDICTIONS, tmp_path / "out"))
-    assert [row[:-1] for row in now] == before and now[0][-1] == "warnings"  # a later version adds this column
+    assert [row[:-3] for row in now] == before  # a later version adds columns at the end
+    assert now[0][-3:] == ["bundle", "bundle_sha256", "warnings"] and {row[-3] for row in now[1:]} == {"phantoms-v0-1"}
     assert all(row[-1].startswith("about the model phantoms-v0-1: ") for row in now[1:])
     [(name, step, reason)] = read_failures(PREDICTIONS)
     assert (name, step) == ("broken.tif", "open") and "not a slide that OpenSlide can open" in reason

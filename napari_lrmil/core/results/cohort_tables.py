@@ -44,7 +44,7 @@ def write_prediction_rows(folder: Path, stored: Sequence[PredictionFile]) -> Non
     header += LIMIT_COLUMNS if has_limits else ()
     has_distance = any(file.cohort_distance for file in stored)
     header += ("distance_quantile",) if has_distance else ()
-    header += ("warnings",)
+    header += ("bundle", "bundle_sha256", "warnings")  # models may share a folder, and a name
     rows = [
         (
             file.slide,
@@ -57,6 +57,8 @@ def write_prediction_rows(folder: Path, stored: Sequence[PredictionFile]) -> Non
             file.calibrated,
             *(limit_cells(file.operating_point, file.prediction_set) if has_limits else ()),
             *((_quantile_cell(file),) if has_distance else ()),
+            file.bundle,
+            file.bundle_sha256,
             printable(WARNING_SEPARATOR.join(file.warnings)),
         )
         for file in stored
