@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from napari_lrmil.core.user_settings import SettingsStore
 from support.window import WAIT_MS
 
 MakeWorklist = Callable[..., Any]
@@ -33,3 +35,15 @@ def press(dock: Any, key: str) -> None:
 
     (shortcut,) = [one for one in dock.findChildren(QShortcut) if one.key() == QKeySequence(key)]
     shortcut.activated.emit()
+
+
+def open_again(
+    dock: Any, make_worklist: MakeWorklist, viewer: Any, folder: Path, qtbot: Any, reviewer: str = "Anna"
+) -> Any:
+    """Open a list as a program does that was killed: nothing but the files is left of the first dock."""
+    qtbot.waitUntil(lambda: settled(dock), timeout=WAIT_MS)
+    for widget in (dock, dock.analyse):
+        viewer.window.remove_dock_widget(widget)
+    viewer.layers.clear()
+    SettingsStore().remember_blind(True)
+    return make_worklist(folder, reviewer=reviewer)

@@ -128,6 +128,11 @@ def normal_reviewer(name: str) -> str:
     return printable(" ".join(name.split()))
 
 
+def reviewer_key(name: str) -> str:
+    """Return what spellings of one reviewer's name have in common: they may differ in case and outer blanks."""
+    return normal_reviewer(name).casefold()
+
+
 def time_now() -> str:
     """Return the present local time as `ReviewRow.time` has it."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
@@ -154,6 +159,12 @@ class ReviewTable:
             if (self.cells[index]["slide"], self.cells[index]["reviewer"]) == (slide, reviewer):
                 return index
         return None
+
+    def spelling_of(self, reviewer: str) -> str:
+        """Return the name of a reviewer as the table spells it; the name itself if the table has none like it."""
+        name = normal_reviewer(reviewer)
+        spellings = [cells["reviewer"] for cells in self.cells if reviewer_key(cells["reviewer"]) == reviewer_key(name)]
+        return name if name in spellings or not spellings else spellings[0]
 
     def verdict(self, slide: str, reviewer: str) -> ReviewRow | None:
         """Return the verdict of a reviewer on a slide, or None."""
@@ -267,17 +278,19 @@ class ReviewFile:
     path
         The file. It and its folder need not exist.
     reviewer
-        Name of the reviewer.
+        Name of the reviewer. One that the file spells with other case or outer blanks is the same reviewer.
 
     Attributes
     ----------
+    reviewer
+        The name as the file spells it.
     table
         The file as it was last read.
     """
 
     def __init__(self, path: Path, reviewer: str) -> None:
-        self.path, self.reviewer = path, normal_reviewer(reviewer)
-        self.table = read_review(path)
+        self.path, self.table = path, read_review(path)
+        self.reviewer = self.table.spelling_of(reviewer)
         self._undo: list[UndoStep] = []
 
     @property

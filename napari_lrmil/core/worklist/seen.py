@@ -9,13 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 
+from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.csv_files import protect_cell, restore_cell
-from napari_lrmil.core.errors import ReviewError
-from napari_lrmil.core.worklist.review import LOCK_TIMEOUT_S, normal_reviewer, time_now
+from napari_lrmil.core.errors import DiskFullError, ReviewError
+from napari_lrmil.core.worklist.review import LOCK_TIMEOUT_S, normal_reviewer, reviewer_key, time_now
 
 SEEN_FILE = "review_seen.csv"
 COLUMNS = ("slide", "reviewer", "where", "time")
@@ -46,11 +49,24 @@ class SeenAnswers:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: set[tuple[str, str, Where]] = set(_read_rows(path))
+        self._stored = _read_keys(path)
+        self._own: set[tuple[str, str, Where]] = set()  # noted here, also if they could not be written
+        self._nameless: Counter[tuple[str, str, str]] = Counter()  # slide, place and time of own rows without a name
+
+    def refresh(self) -> None:
+        """Read the file again; raises `ReviewError`."""
+        self._stored = _read_keys(self.path)
+
+    def _has(self, slide: str, key: str, where: Where) -> bool:
+        return (slide, key, where) in self._stored or (slide, key, where) in self._own
 
     def was_seen(self, slide: str, reviewer: str, where: Where) -> bool:
         """Return whether the answer for a slide was shown to a reviewer, or to somebody without a name."""
-        return any((slide, name, where) in self._rows for name in (normal_reviewer(reviewer), ANYBODY))
+        return any(self._has(slide, key, where) for key in (reviewer_key(reviewer), ANYBODY))
+
+    def was_seen_by_anybody(self, slide: str) -> bool:
+        """Return whether the answer for a slide was shown to somebody who never entered a name."""
+        return any(self._has(slide, ANYBODY, where) for where in Where)
 
     def add(self, slides: Iterable[str], reviewer: str, where: Where) -> None:
         """Note that answers are shown now. Those that were noted before are not written again.
@@ -70,21 +86,65 @@ class SeenAnswers:
             If the file cannot be written. The answers are then noted until the program ends.
         """
         name = normal_reviewer(reviewer)
-        new = [slide for slide in slides if (slide, name, where) not in self._rows]
-        self._rows.update((slide, name, where) for slide in new)
+        key = reviewer_key(name)
+        new = [slide for slide in slides if not self._has(slide, key, where)]
+        self._own.update((slide, key, where) for slide in new)
         if new:
             time = time_now()
-            self._append([(slide, name, where.value, time) for slide in new])
+            if not name:
+                self._nameless.update((slide, where.value, time) for slide in new)
+            with self._locked():
+                self._write([(slide, name, where.value, time) for slide in new])
 
-    def _append(self, rows: list[tuple[str, ...]]) -> None:
+    def take_over(self, reviewer: str) -> None:
+        """Put the first name that is entered into the rows that this object has written without one.
+
+        Rows without a name of other processes stay: nobody knows who saw those answers.
+
+        Parameters
+        ----------
+        reviewer
+            Name of the reviewer; an empty one changes nothing.
+
+        Raises
+        ------
+        ReviewError
+            If the file cannot be read or written. The rows then stay without a name, and count for everybody.
+        """
+        name = normal_reviewer(reviewer)
+        if not name or not self._nameless:
+            return
+        with self._locked():
+            rows = list(self._named_rows(name))
+            with atomic_write(self.path) as partial, partial.open("wb") as file:
+                file.write(_as_lines(rows))
+                file.flush()
+                os.fsync(file.fileno())
+            self._stored = _read_keys(self.path)
+        self._nameless.clear()
+        self._own = {(slide, key or reviewer_key(name), where) for slide, key, where in self._own}
+
+    def _named_rows(self, name: str) -> Iterator[tuple[str, ...]]:
+        """Yield the rows of the file, head included, with a name in those that this object has written without one."""
+        left = self._nameless.copy()
+        for cells in _read_lines(self.path):
+            slide, reviewer, where, time = map(restore_cell, cells)
+            if reviewer == ANYBODY and left[slide, where, time] > 0:
+                left[slide, where, time] -= 1
+                reviewer = name
+            yield slide, reviewer, where, time
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=LOCK_TIMEOUT_S):
-                self._write(rows)
-        except (OSError, Timeout) as error:
-            reason = getattr(error, "strerror", None) or "another window is writing to it"
+                yield
+        except (OSError, Timeout, DiskFullError) as error:
+            busy = "another window is writing to it" if isinstance(error, Timeout) else str(error)
+            reason = getattr(error, "strerror", None) or busy
             raise ReviewError(
                 self.path,
                 f"cannot be written ({reason}), so the next start will not know which answers were shown; do not read "
@@ -112,8 +172,14 @@ def _as_lines(rows: Iterable[tuple[str, ...]]) -> bytes:
     return text.getvalue().encode("utf-8", errors="backslashreplace")
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, str, Where]]:
-    """Yield slide, reviewer and place of each row; none if there is no file."""
+def _read_keys(path: Path) -> set[tuple[str, str, Where]]:
+    """Return slide, key of the reviewer, and place of each row; none if there is no file."""
+    rows = filter(None, map(_parse_row, list(_read_lines(path))[1:]))
+    return {(slide, reviewer_key(name), where) for slide, name, where in rows}
+
+
+def _read_lines(path: Path) -> Iterator[list[str]]:
+    """Yield the cells of the head and of each row; none if there is no file."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -127,11 +193,10 @@ def _read_rows(path: Path) -> Iterator[tuple[str, str, Where]]:
     for number, cells in enumerate(csv.reader(lines), start=1):
         if number == 1 and cells[:4] != list(COLUMNS):
             raise ReviewError(path, f"the columns are not {', '.join(COLUMNS)}; {_REMEDY}")
-        if number > 1 and cells:
-            row = _parse_row(cells)
-            if row is None:
-                raise ReviewError(path, f"line {number} is no row of {', '.join(COLUMNS)}; {_REMEDY}")
-            yield row
+        if number > 1 and cells and _parse_row(cells) is None:
+            raise ReviewError(path, f"line {number} is no row of {', '.join(COLUMNS)}; {_REMEDY}")
+        if cells:
+            yield cells[:4]
 
 
 def _is_row(line: str) -> bool:

@@ -196,6 +196,12 @@ class Session(ChosenAnalysis):
             self.finished.emit(prediction)
             self.changed.emit()
 
+    def forget_shown(self) -> None:
+        """Show no answer for the slide any more, until it is run or restored again. No file changes."""
+        if self._key is not None and not self.is_busy:
+            self._memory.store_outcome(self._key, RunOutcome())
+            self.changed.emit()
+
     def cancel(self) -> None:
         """Ignore all further events of the run; the caller calls `on_finished` when the job has ended."""
         if self._run is not None and not self._run.is_cancelled:

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 OTHER_SLIDE = "The canvas shows another slide ({name}). Choose a slide of the list to go on."
 NOT_ON_CANVAS = "The canvas does not show this slide. Choose a slide of the list to go on."
-LISTED_BEFORE = "The list has shown this answer before, so your verdict is not stored as blind."
+SEEN_BEFORE = "You have seen this answer before, so your verdict is not stored as blind."
+NAMELESS_BEFORE = (
+    "This answer was shown to somebody who entered no name, so your verdict is not stored as blind. If it was not you, "
+    f"enter who it was in the rows of {SEEN_FILE} that have no reviewer, then open the list again."
+)
 UNKNOWN_SEEN = f"{SEEN_FILE} cannot be read, so your verdict is not stored as blind."
 
 
@@ -47,6 +51,7 @@ class Reviewing:
         self._results: Path | None = None
         self._file: ReviewFile | None = None
         self._seen_file: SeenAnswers | None = None
+        self._seen_files: dict[Path, SeenAnswers] = {}  # of all lists of this session
         # Name and slides whose answer was on the canvas, also of slides outside the list.
         self._seen: set[tuple[str, Path]] = set()
         self._has_told_unwritten = False
@@ -87,25 +92,44 @@ class Reviewing:
     def open(self, results: Path) -> None:
         """Read the verdicts in a folder of results into the entries of the dock."""
         self._results, self._drafts = results, {}
-        self._seen_file = show_errors(lambda: SeenAnswers(results / SEEN_FILE))
+        self._seen_file = show_errors(lambda: self._open_seen(results / SEEN_FILE))
         self._has_told_unwritten = False
         self._open_file()
         self._show_verdicts()
 
+    def _open_seen(self, path: Path) -> SeenAnswers:
+        if path in self._seen_files:
+            self._seen_files[path].refresh()
+        else:
+            self._seen_files[path] = SeenAnswers(path)
+        return self._seen_files[path]
+
     def _open_file(self) -> None:
         """Open ``review.csv``; one that is no table of verdicts is shown as an error and left alone."""
-        self._file, self._reader = None, self.reviewer
+        self._file = None
         if self._results is not None:
             results = self._results
             self._file = show_errors(lambda: ReviewFile(results / REVIEW_FILE, self.reviewer))
+        if self._file is not None and self._file.reviewer != self.reviewer:
+            self._panel.reviewer.show_text(self._file.reviewer)
+        self._reader = self.reviewer
+
+    def _take_over(self) -> None:
+        """Let the reviewer have seen what this session has shown before a name was entered."""
+        if self._reader:
+            self._seen = {(name or self._reader, path) for name, path in self._seen}
+            for file in self._seen_files.values():
+                show_errors(partial(file.take_over, self._reader))
 
     def set_reviewer(self, name: str) -> None:
         """Give verdicts under another name."""
-        if self._file is not None and self._file.reviewer == name.strip():
+        if self._file is not None and self._file.table.spelling_of(name) == self._file.reviewer:
+            self._panel.reviewer.show_text(self._file.reviewer)
             return
-        if self._session is not None:
-            show_errors(partial(self._session.settings_store.remember_reviewer, name.strip()))
         self._open_file()
+        if self._session is not None:
+            show_errors(partial(self._session.settings_store.remember_reviewer, self._reader))
+        self._take_over()
         entry = self._dock.current
         if entry is not None and self._session is not None and self._session.prediction is not None:
             self.see(self._session.prediction.path)  # the answer is on the canvas
@@ -193,13 +217,17 @@ class Reviewing:
         index = next((i for i, entry in enumerate(self._dock.order.entries) if entry.name == step.slide), None)
         if index is not None:
             self._dock.show_slide(index)
+            self._dock.show_answer()  # or hide it again
 
     # ------------------------------------------------------------ blind reading
 
     def is_hidden(self, entry: WorklistEntry) -> bool:
         """Return whether the answer of an entry is hidden until the verdict."""
-        is_blind = bool(self._panel.blind.isChecked())
-        return is_blind and entry.answer is not None and entry.review is None and not self._was_on_canvas(entry)
+        return self._is_blind and entry.answer is not None and entry.review is None and not self._was_on_canvas(entry)
+
+    @property
+    def _is_blind(self) -> bool:
+        return bool(self._panel.blind.isChecked())
 
     def _was_on_canvas(self, entry: WorklistEntry) -> bool:
         if self._seen & {(ANYBODY, entry.path), (self._reader, entry.path)}:
@@ -207,15 +235,25 @@ class Reviewing:
         return self._seen_file is not None and self._seen_file.was_seen(entry.name, self._reader, Where.CANVAS)
 
     def why_not_blind(self, entry: WorklistEntry) -> str:
-        """Return why a verdict would not count as blind although the answer is hidden; empty if it would."""
+        """Return why a verdict would not count as blind; empty if it would, or if the reviewer has seen the answer."""
         if self._seen_file is None:
             return UNKNOWN_SEEN
-        return LISTED_BEFORE if self._seen_file.was_seen(entry.name, self._reader, Where.LIST) else ""
+        if self._reader and self._seen_file.was_seen_by_anybody(entry.name):
+            return NAMELESS_BEFORE
+        if not self.is_hidden(entry):
+            return ""
+        return SEEN_BEFORE if self._seen_file.was_seen(entry.name, self._reader, Where.LIST) else ""
 
     def see(self, path: Path) -> None:
-        """Note that the answer of a slide is shown on the canvas: its verdict cannot be blind any more."""
-        self._seen.add((self._reader, path))
-        self._note([entry.name for entry in self._dock.order.entries if entry.path == path], Where.CANVAS)
+        """Note that the answer of a slide is shown on the canvas: its verdict cannot be blind any more.
+
+        One that a blind verdict has revealed is hidden again if the verdict is taken back, as those in the list are.
+        """
+        entries = [entry for entry in self._dock.order.entries if entry.path == path]
+        is_revealed = self._is_blind and any(entry.review is not None for entry in entries)
+        if not is_revealed:
+            self._seen.add((self._reader, path))
+        self._note([entry.name for entry in entries], Where.LIST if is_revealed else Where.CANVAS)
 
     def see_listed(self, entries: Iterable[WorklistEntry]) -> None:
         """Note that the list shows the answers of these entries which are not hidden."""
@@ -252,7 +290,8 @@ class Reviewing:
         entry = self._dock.current
         draft = self._drafts.get(entry.path, "") if entry is not None else ""
         is_hidden = entry is not None and self.is_hidden(entry)
-        caution = self.why_not_blind(entry) if entry is not None and is_hidden else ""
+        is_asked = entry is not None and entry.review is None and entry.answer is not None
+        caution = self.why_not_blind(entry) if is_asked and entry is not None and self._is_blind else ""
         self._absence = self.why_absent(entry) if entry is not None else ""
         self._panel.show_entry(entry, is_hidden=is_hidden, draft=draft, caution=caution, absence=self._absence)
         self._dock.hide_in_analyse(entry.path if entry is not None and is_hidden else None)
@@ -293,6 +332,7 @@ class Reviewing:
 
     def _start_drawing(self, name: str) -> None:
         """Draw regions of a class; on a slide that is being opened, as soon as it is there."""
+        self._dock.leave_side_by_side()
         if self.annotations.is_open or self._dock.current is None or self._dock.current.problem:
             self.annotations.start_drawing(name)
         else:

@@ -24,6 +24,7 @@ from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 from napari_lrmil.plugin.qt.docks import find_dock, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
+from napari_lrmil.plugin.viewer.attention_layers import CompareMode, CompareView
 from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
 from napari_lrmil.plugin.worklist.answer_jobs import (
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.session.session import Session
 
 TITLE, ANALYSE_TITLE = "Worklist (LRMIL)", "Analyse (LRMIL)"
+SINGLE_VIEW = CompareMode(view="wipe", wipe=1 << 20)  # more columns than a slide has: the student's map alone
 RUN_ALL_TIP = "Predict every slide that has no answer"
 
 
@@ -206,7 +208,11 @@ class WorklistWidget(WorklistLayout):
         self.reviewing.see(path)
         self._refresh_path(path)  # a list that is read blind hides it no longer
         index = self.order.index_of_path(path)
-        if index is None or self.results is None or prediction is self.pager.answer(path):
+        if prediction is self.pager.answer(path):
+            return
+        if prediction.teacher is not None and self.analyse.result_view.compare_mode == SINGLE_VIEW:
+            self.analyse.result_view.set_compare_mode(CompareMode())  # the user has asked for the teacher
+        if index is None or self.results is None:
             return
         self.show_status(why_not_stored(self.order.entries[index], prediction))
         if self.status.text():
@@ -453,12 +459,31 @@ class WorklistWidget(WorklistLayout):
     def show_answer(self) -> None:
         """Show the answer of the current slide on the canvas, unless it is hidden until the verdict."""
         entry = self.current
-        if entry is None or not self.pager.has_arrived or self.reviewing.is_hidden(entry):
+        if entry is None or not self.pager.has_arrived:
+            return
+        if self.reviewing.is_hidden(entry):
+            if self.session.prediction is not None:  # of a verdict that was taken back
+                self.session.forget_shown()
             return
         prediction = self.pager.answer(entry.path)
         if prediction is not None:
             self.reviewing.see(entry.path)
+            if prediction.teacher is not None and not self._has_compare():
+                self._set_view("side", SINGLE_VIEW)
             self.session.show_stored(prediction)
+
+    def _has_compare(self) -> bool:
+        from napari_lrmil.plugin.compare.widget import CompareWidget  # here, because few readers compare
+
+        return find_dock(self._viewer, CompareWidget) is not None
+
+    def leave_side_by_side(self) -> None:
+        """Show student and teacher in one view, because napari cannot draw in two."""
+        self._set_view("side", replace(self.analyse.result_view.compare_mode, view="wipe"))
+
+    def _set_view(self, before: CompareView, mode: CompareMode) -> None:
+        if self.analyse.result_view.compare_mode.view == before:
+            self.analyse.result_view.set_compare_mode(mode)
 
     def _prepare_next(self) -> None:
         following = self.order.step(1)

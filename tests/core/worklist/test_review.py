@@ -10,7 +10,7 @@ import pytest
 
 from napari_lrmil.core.errors import ReviewError
 from napari_lrmil.core.worklist.entry import ListedSlide, StoredAnswer, WorklistEntry
-from napari_lrmil.core.worklist.review import ReviewFile, ReviewRow, Verdict, read_review
+from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, read_review
 from napari_lrmil.core.worklist.verdicts import blind_verdict, open_verdict
 
 WRITER = """
@@ -219,3 +219,13 @@ def test_without_an_answer_only_unsure_can_be_said() -> None:
         open_verdict(empty, Verdict.AGREE)
     with pytest.raises(ValueError, match="no answer"):
         blind_verdict(empty, "a")
+
+
+def test_a_name_of_other_case_or_blanks_is_the_reviewer_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / REVIEW_FILE
+    ReviewFile(path, "Anna Müller").record(ReviewRow("a", "", Verdict.AGREE))
+    file = ReviewFile(path, "  anna  MÜLLER ")
+    assert file.reviewer == "Anna Müller" and set(file.verdicts) == {"a"}
+    file.record(ReviewRow("a", "", Verdict.UNSURE))
+    assert [(row.reviewer, row.verdict) for row in read_review(path).rows] == [("Anna Müller", Verdict.UNSURE)]
+    assert ReviewFile(path, "Anna").reviewer == "Anna" and ReviewFile(path, "").reviewer == ""

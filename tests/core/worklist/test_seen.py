@@ -30,6 +30,43 @@ def test_answers_that_were_shown_before_a_name_was_entered_count_for_every_revie
     assert SeenAnswers(tmp_path / SEEN_FILE).was_seen("a", "Ben", Where.LIST)
 
 
+def test_a_name_is_put_into_the_rows_of_this_process_alone(tmp_path: Path) -> None:
+    path = tmp_path / SEEN_FILE
+    SeenAnswers(path).add(["a", "b"], "", Where.LIST)
+    seen = SeenAnswers(path)
+    seen.add(["b"], "", Where.CANVAS)
+    seen.add(["=c"], "", Where.LIST)
+    seen.take_over("  ")
+    seen.take_over("Anna")
+    seen.add(["d"], "anna ", Where.LIST)
+    rows = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()[1:]]
+    assert rows == ["a,,list", "b,,list", "b,Anna,canvas", "'=c,Anna,list", "d,anna,list"]
+    for known in (seen, SeenAnswers(path)):
+        assert known.was_seen("=c", "ANNA", Where.LIST) and not known.was_seen("=c", "Ben", Where.LIST)
+        assert known.was_seen_by_anybody("b") and not known.was_seen("b", "Ben", Where.CANVAS)
+        assert known.was_seen("a", "Ben", Where.LIST), "nobody knows who saw it"
+
+
+def test_rows_without_a_name_stay_if_the_file_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / SEEN_FILE
+    seen = SeenAnswers(path)
+    seen.add(["a"], "", Where.LIST)
+    before = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("napari_lrmil.core.worklist.seen.os.fsync", _refuse)
+        with pytest.raises(ReviewError, match="cannot be written"):
+            seen.take_over("Anna")
+    assert path.read_bytes() == before and seen.was_seen("a", "Ben", Where.LIST)
+    seen.take_over("Anna")
+    assert not SeenAnswers(path).was_seen("a", "Ben", Where.LIST)
+
+
+def _refuse(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_rows_of_two_windows_are_joined(tmp_path: Path) -> None:
     first, second = SeenAnswers(tmp_path / SEEN_FILE), SeenAnswers(tmp_path / SEEN_FILE)
     first.add(["a"], "Anna", Where.LIST)

@@ -25,7 +25,7 @@ from napari_lrmil.plugin.viewer.rotation import rotate_view
 from support.phantoms import copy_cohort
 from support.stored_results import write_result
 from support.window import WAIT_MS
-from support.worklist import NAMES, MakeWorklist, page, press, settled
+from support.worklist import NAMES, MakeWorklist, open_again, page, press, settled
 
 
 def shown_slides(viewer: Any) -> list[str]:
@@ -475,16 +475,6 @@ def test_a_list_opens_blind_as_it_was_left_and_a_run_ends_the_blinding_of_its_sl
     assert not dock.reviewing.is_hidden(dock.current), "an answer that was seen is not forgotten with the list"
     dock.review.buttons[Verdict.AGREE].click()
     assert not read_review(folder / "predictions" / REVIEW_FILE).rows[0].is_blind
-
-
-def open_again(dock: Any, make_worklist: MakeWorklist, viewer: Any, folder: Path, qtbot: Any) -> Any:
-    """Open a list as a program does that was killed: nothing but the files is left of the first dock."""
-    qtbot.waitUntil(lambda: settled(dock), timeout=WAIT_MS)
-    for widget in (dock, dock.analyse):
-        viewer.window.remove_dock_widget(widget)
-    viewer.layers.clear()
-    SettingsStore().remember_blind(True)
-    return make_worklist(folder)
 
 
 def test_an_answer_that_was_seen_before_the_program_was_killed_is_not_read_blind(
