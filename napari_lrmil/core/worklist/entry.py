@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Self
 
-from napari_lrmil.core.formatting import format_probability
+from napari_lrmil.core.formatting import ABOUT_MODEL, format_probability
 from napari_lrmil.core.results.schema import PredictionFile
 from napari_lrmil.core.slides.slide_names import slide_name
 from napari_lrmil.core.text_escapes import printable
@@ -112,6 +112,16 @@ class StoredAnswer:
             file.bundle_sha256,
             file.scope or "",
         )
+
+    @property
+    def slide_warnings(self) -> tuple[str, ...]:
+        """Warnings about this slide, without what the model says of itself on every slide."""
+        return tuple(text for text in self.warnings if not text.startswith(ABOUT_MODEL))
+
+    @property
+    def model_notices(self) -> tuple[str, ...]:
+        """What the model says of itself on every slide."""
+        return tuple(text for text in self.warnings if text.startswith(ABOUT_MODEL))
 
     @property
     def text(self) -> str:

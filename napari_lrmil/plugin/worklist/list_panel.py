@@ -195,8 +195,9 @@ class SlideList(QWidget):  # type: ignore[misc]  # qtpy has no types
                 item.setIcon(NAME, self._icons[path])
 
     def _fill(self, item: QTreeWidgetItem, entry: WorklistEntry) -> None:
-        texts = (printable(entry.name), answer_text(entry, is_hidden=self._is_hidden(entry)), _state_text(entry))
-        tip = escape_qt(_tooltip(entry, is_hidden=self._is_hidden(entry)))
+        is_hidden = self._is_hidden(entry)
+        texts = (printable(entry.name), answer_text(entry, is_hidden=is_hidden), _state_text(entry, is_hidden))
+        tip = escape_qt(_tooltip(entry, is_hidden=is_hidden))
         for column, text in enumerate(texts):
             item.setText(column, text)
             item.setToolTip(column, tip)
@@ -216,12 +217,18 @@ def answer_text(entry: WorklistEntry, *, is_hidden: bool) -> str:
     return f"{entry.answer.text}{f' +{more}' if more > 0 else ''}"
 
 
-def _state_text(entry: WorklistEntry) -> str:
-    mark = " ⚠" if entry.notes and entry.status is not Status.FAILED else ""
+def _state_text(entry: WorklistEntry, is_hidden: bool) -> str:
+    has_caution = entry.notes or _shown_warnings(entry, is_hidden)
+    mark = " ⚠" if has_caution and entry.status is not Status.FAILED else ""
     if entry.review is not None:
         verdict = entry.review.verdict
         return f"{VERDICT_MARKS[verdict]} {verdict.value}{mark}"
     return f"{entry.status.value}{mark}"
+
+
+def _shown_warnings(entry: WorklistEntry, is_hidden: bool) -> tuple[str, ...]:
+    """Return the warnings about this slide that stand beside its answer in the review panel."""
+    return entry.answer.slide_warnings if entry.answer is not None and not is_hidden else ()
 
 
 def _state_colour(entry: WorklistEntry) -> str:
@@ -244,7 +251,7 @@ def _tooltip(entry: WorklistEntry, *, is_hidden: bool) -> str:
     lines = [printable(entry.slide.path_in_cohort or entry.path.name)]
     if answer is not None and not is_hidden:
         lines += [f"{answer.text}, model {answer.model_text}", answer.set_text and f"Set: {answer.set_text}"]
-    lines += [entry.problem, *entry.notes]
+    lines += [entry.problem, *_shown_warnings(entry, is_hidden), *entry.notes]
     if entry.review is not None:
         verdict = f"Verdict of {entry.review.reviewer}: {entry.review.verdict.value}"
         lines.append(f"{verdict}. {entry.review.comment}" if entry.review.comment else verdict)

@@ -341,13 +341,16 @@ def _caution(text: str) -> str:
 
 
 def _detail_lines(entry: WorklistEntry | None, is_hidden: bool) -> str:
+    """Return what concerns this slide alone first, because the box shows few lines; what the model says comes last."""
     if entry is None:
         return ""
-    lines = [entry.problem, *entry.notes]
-    answer = entry.answer
+    lines, answer = [entry.problem], entry.answer
     if answer is not None and not is_hidden:
         side = f"{answer.side[0].upper()}{answer.side[1:]}" if answer.side else ""
-        lines += [answer.set_text and f"Set: {answer.set_text}", side, *map(_caution, answer.warnings)]
+        lines += [*map(_caution, answer.slide_warnings), answer.set_text and f"Set: {answer.set_text}", side]
+    lines += entry.notes
+    if answer is not None and not is_hidden:
+        lines += map(_caution, answer.model_notices)
     review = entry.review
     if review is not None and review.is_blind:
         lines.append(f"Your blind class: {printable(review.label) or 'unsure'}")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import shapely
 
+from napari_lrmil.core.formatting import ABOUT_MODEL
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.worklist.entry import Status
@@ -194,6 +195,22 @@ def test_an_answer_of_another_model_is_said_and_not_drawn(
     assert "answer of another model: demo (99999999)" in dock.review.details.text()
     assert state_of(dock, "a") == "done ⚠" and dock.session.prediction is None
     assert not lrmil_layers(viewer, role="attention")
+
+
+def test_warnings_about_a_slide_stand_before_those_of_its_model_and_mark_its_row(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    file = folder / "predictions" / "a" / "prediction.json"
+    stored = json.loads(file.read_text())
+    notice, warning = f"{ABOUT_MODEL}demo: knows phantoms, not tissue.", "little tissue: 3 LR patches"
+    file.write_text(json.dumps(stored | {"warnings": [notice, warning]}))
+    dock = make_worklist(folder)
+    lines = dock.review.details.text().splitlines()
+    assert lines[0] == f"⚠ {warning}" and "knows phantoms" in lines[-1]
+    assert state_of(dock, "a") == "done ⚠" and warning in dock.list._items[0].toolTip(2)
+    file.write_text(json.dumps(stored | {"warnings": [notice]}))
+    dock.refresh_entry(0)
+    assert state_of(dock, "a") == "done", "the model says so on every slide"
 
 
 def test_run_all_fills_the_list_in_the_background(make_worklist: MakeWorklist, folder: Path, qtbot: Any) -> None:
