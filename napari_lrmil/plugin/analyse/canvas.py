@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from napari_lrmil.plugin.session.session import Session
 
-SHOWN_BY_HAND = "This slide is shown because a layer of it was made visible in the layer list."
+SHOWN_BY_HAND = "This slide is shown because a layer of it was made visible."
 
 
 class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types

@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 
     from napari_lrmil.plugin.session.analyse_state import AnalyseState
 
+MOST_LETTERS = 36  # of a slide's name in the first line of the dock
 SLIDE_LETTERS = 16  # of a slide's name that are always visible
 MODEL_LETTERS = 22  # wide ones: room for what the shipped models are for
 DEVICE_LABELS = {"auto": "Automatic", "cpu": "CPU", "cuda": "GPU (CUDA)", "mps": "GPU (Apple)"}
 TEACHER_TIP = "The teacher also reads every high-resolution patch: slower, but shows how far both agree"
 MISSING_TIP = "Analyse a slide from what is left even if missing tiles hide more than a third of its tissue"
+
+
+def leave_out_middle(name: str) -> str:
+    """Return a long name without its middle: one without a blank would widen the dock."""
+    half = MOST_LETTERS // 2
+    return name if len(name) <= MOST_LETTERS else f"{name[:half]}…{name[-half:]}"
 
 
 class ChoicesForm:
@@ -129,7 +136,7 @@ class ChoicesForm:
         slide, bundle, slides = state.slide, state.bundle, state.slides
         number = f", slide {slides.index(slide) + 1} of {len(slides)}" if slide in slides and len(slides) > 1 else ""
         parts = [
-            f"{slide.name} ({slide.mpp:.3g} µm/px{number})" if slide else "no slide",
+            f"{leave_out_middle(slide.name)} ({slide.mpp:.3g} µm/px{number})" if slide else "no slide",
             f"{bundle.name}: {' | '.join(bundle.card.classes)}" if bundle else "no model",
             self._devices.get(state.choices.device, state.choices.device),
         ]

@@ -52,6 +52,7 @@ BUDGET_LABELS: dict[BudgetKind, str] = {
     "time": "As many as fit in",
 }
 BUDGET_TIP = "Patches that the teacher reads: all, or those with the most student attention"
+COSTS_FOLLOW = "Numbers and times follow when the tissue of the slide is known. A run need not wait."
 INDENT_PX = 22  # width of a radio button's circle, so that the cost stands below the label
 
 
@@ -156,8 +157,10 @@ class TeacherRunForm(QWidget):  # type: ignore[misc]  # qtpy has no types
     def _show_costs(self, session: Session) -> None:
         planned, budget = session.planned_patches, self.value()
         blocked = session.teacher_blocked_by if session.slide and session.bundle else ""
+        if planned is None and session.slide and session.bundle:
+            blocked = blocked or session.run_blocked_by or COSTS_FOLLOW
         for kind, label in self.costs.items():
-            cost = TeacherBudget(kind, budget.top, budget.seconds).text(planned)
+            cost = TeacherBudget(kind, budget.top, budget.seconds).text(planned) if planned is not None else ""
             reason = blocked if kind == "all" else ""  # once, below the first choice
             label.setText(reason if blocked else cost)
 
@@ -196,6 +199,7 @@ VIEW_LABELS: dict[CompareView, tuple[str, str]] = {
     "wipe": ("Wipe", "Both maps on one slide: the student's left of the wipe, the teacher's right of it"),
     "difference": ("Difference", "Orange: the student has more attention than the teacher. Purple: it has less"),
 }
+SIDE_HIDES = "Regions, annotations and lines are hidden in two views. Wipe and Difference show them."
 POOLED_TIP = "Sum the teacher's attention over the HR patches in each LR patch, as the figures do. Off: its own grid"
 
 
@@ -210,6 +214,7 @@ class CompareModeSection(Section):
         self.views = {view: QRadioButton(label) for view, (label, _) in VIEW_LABELS.items()}
         self.wipe, self.pooled = QSlider(Qt.Orientation.Horizontal), QCheckBox("Teacher pooled to LR patches")
         self.wipe.setAccessibleName("Columns of patches left of the wipe")
+        self.hidden = make_label("hidden layers", SIDE_HIDES, small=True)
         self.wipe_row = make_row(QLabel("Student"), self.wipe, QLabel("Teacher"))
         self.wipe.valueChanged.connect(self._emit_changed)
         self.pooled.toggled.connect(self._emit_changed)
@@ -218,6 +223,7 @@ class CompareModeSection(Section):
             radio.toggled.connect(self._on_view_toggled)
         self.views["side"].setChecked(True)
         self.add(*self.views.values())
+        self.add(self.hidden)
         self.add(self.wipe_row)
         self.add(self.pooled)
         self.show_columns(None)
@@ -253,6 +259,7 @@ class CompareModeSection(Section):
         blocked = self._no_teacher
         for view, (_, tip) in VIEW_LABELS.items():
             enable_unless(self.views[view], blocked, tip)
+        self.hidden.setVisible(self.views["side"].isChecked() and not blocked)
         self.wipe_row.setVisible(self.views["wipe"].isChecked())  # napari draws a disabled slider like a live one
         enable_unless(self.wipe, blocked, "Move the wipe by one column of LR patches")
         is_fixed = "A difference is always on the LR grid." if self.views["difference"].isChecked() else ""

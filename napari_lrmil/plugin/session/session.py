@@ -82,6 +82,7 @@ class Session(ChosenAnalysis):
 
     def _on_slide_changed(self) -> None:
         self._live_key = ()
+        self._tissue_key = ()  # the grid may be gone: slides that the viewer does not show any more are closed
 
     def choose_allow_missing(self, allow: bool) -> None:
         """Choose whether a slide is analysed of which more than a third of the tissue is missing."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.errors import SlideError
-from napari_lrmil.core.slides.dicom_headers import dicom_series
+from napari_lrmil.core.slides.dicom_headers import DICOM, dicom_series
 from napari_lrmil.core.slides.ome_metadata import is_ome_zarr
 from napari_lrmil.core.slides.openslide_handle import detect_vendor
 from napari_lrmil.core.slides.slide import Slide
-from napari_lrmil.core.slides.slide_files import dicom_in
+from napari_lrmil.core.slides.slide_files import SLIDE_ENDINGS, dicom_in
 from napari_lrmil.core.slides.tiff_layout import UnsupportedTiffError, find_layout
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.viewer.mpp_prompt import AskMpp, MppAnswer, resolve_mpp
@@ -20,11 +21,14 @@ from napari_lrmil.plugin.viewer.screen_pyramid import DEFAULT_CACHE_BYTES
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
+    from napari.layers import Image
 
     from napari_lrmil.plugin.viewer.layers import LayerData
 
 Paths = str | Path | Sequence[str | Path]
 SERIES_PROPERTY = "dicom.SeriesInstanceUID"
+ENDINGS_OF_SLIDES_ALONE = frozenset(SLIDE_ENDINGS) - {".tif", ".tiff", DICOM}
+UID = re.compile(r"[0-9.]{20,64}")  # name of a file that an archive has named
 NO_LAYERS: list[Any] = [(None,)]  # tells napari that the reader succeeded without a layer; an empty list means failure
 
 
@@ -171,11 +175,29 @@ def one_path_per_slide(paths: Iterable[Path], shown: Iterable[str] = ()) -> list
 def _slides_in(path: Path) -> list[tuple[Path, str | None]]:
     """Return what to open at a path, each with its DICOM series if it has one."""
     if not path.is_dir():
-        return [(path, dicom_series(path))]
+        series = dicom_series(path)
+        if series is not None and UID.fullmatch(path.stem) and list(dicom_in(path.parent).slides) == [series]:
+            path = path.parent  # so that the slide has the name that a person chose
+        return [(path, series)]
     series_files = dicom_in(path).slides
     if len(series_files) > 1:
         return [(file, series) for series, file in series_files.items()]
     return [(path, next(iter(series_files), None))]  # the folder, because its name was chosen by a person
+
+
+def find_open_slide(viewer: ViewerModel, path: Path) -> Image | None:
+    """Return the layer that shows a slide which the user opens again; None if a slide at this path is not open."""
+    from napari_lrmil.plugin.viewer.layers import get_screen_slide, get_tag, lrmil_layers
+
+    by_place: dict[Path | str, Image] = {}
+    for layer in lrmil_layers(viewer, role="slide", side="student"):
+        tag, screen = get_tag(layer), get_screen_slide(layer)
+        if tag is not None and screen is not None:
+            by_place[tag.path.resolve()] = layer
+            by_place[screen.slide.properties.get(SERIES_PROPERTY, "")] = layer
+    slides = [(slide_path.resolve(), series) for slide_path, series in _slides_in(path)]
+    layers = [by_place.get(series or slide_path) or by_place.get(slide_path) for slide_path, series in slides]
+    return layers[0] if layers and all(layers) else None
 
 
 def _shown_series(viewer: ViewerModel) -> frozenset[str]:
@@ -193,6 +215,8 @@ def is_slide(path: Path) -> bool:
     """Return whether a file, or a folder of DICOM files or of OME-Zarr, is a slide; only the headers are read."""
     if path.is_dir():
         return is_ome_zarr(path) or bool(dicom_in(path).slides)
+    if path.is_file() and path.suffix.lower() in ENDINGS_OF_SLIDES_ALONE:
+        return True  # if it is broken, the reader says so
     return path.is_file() and _is_slide_file(path)  # reading a pipe would wait for whoever writes to it
 
 

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from napari.plugins.utils import get_preferred_reader
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtGui import QDragLeaveEvent, QDropEvent
 from qtpy.QtWidgets import QWidget
 
+from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.slides.slide_files import has_slide_ending
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.viewer.layers import add_layers
-from napari_lrmil.plugin.viewer.reader import NO_LAYERS, is_slide, read_dropped_slides
+from napari_lrmil.plugin.viewer.reader import NO_LAYERS, find_open_slide, is_slide, read_dropped_slides
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -77,9 +79,26 @@ def open_slides(viewer: Viewer, paths: Sequence[Path]) -> None:
 
 def _add_slides(viewer: Viewer, paths: Sequence[Path]) -> None:
     hide_welcome_page(viewer)
-    layers = read_dropped_slides(paths)
+    open_layers = {path: find_open_slide(viewer, path) for path in paths if path.exists()}
+    new = [path for path in paths if open_layers.get(path) is None]
+    try:
+        layers = read_dropped_slides(new) if new else NO_LAYERS
+    except LrmilError as error:
+        raise LrmilError(_name_files(str(error), new)) from error
     if layers is not NO_LAYERS:
         add_layers(viewer, layers)
+    for layer in open_layers.values():
+        if layer is not None:
+            layer.visible = True  # the dock follows, and hides the other slides
+            viewer.layers.selection.active = layer
+            show_info(f"{layer.name} is open already, and shown now.")
+
+
+def _name_files(sentence: str, paths: Sequence[Path]) -> str:
+    """Return a sentence with the names of files in place of their paths, which would fill what is seen of it."""
+    for path in sorted(paths, key=lambda path: len(str(path)), reverse=True):
+        sentence = sentence.replace(str(path), path.name or str(path))
+    return sentence
 
 
 def hide_welcome_page(viewer: Viewer) -> None:

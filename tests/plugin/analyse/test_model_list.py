@@ -9,6 +9,7 @@ import pytest
 
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.plugin.analyse.choices_form import leave_out_middle
 from support.jpeg_slides import write_jpeg_slide
 from support.tile_slides import rectangle
 from support.window import WAIT_MS
@@ -46,3 +47,8 @@ def test_tissue_gets_no_model_and_a_phantom_the_one_of_phantoms(
     assert dock.model.value == "demo" and dock.session.bundle is not None
     dock.slide.value = next(slide for slide in dock.session.slides if slide.path == tissue)
     assert dock.model.value == str(bundle.path)
+
+
+def test_the_first_line_leaves_out_the_middle_of_a_name_that_would_widen_the_dock() -> None:
+    uid = "1.2.826.0.1.3680043.8.498.46702941076792458794464453066648511350"
+    assert leave_out_middle(uid) == f"{uid[:18]}…{uid[-18:]}" and leave_out_middle("tissue") == "tissue"

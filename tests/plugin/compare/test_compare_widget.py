@@ -15,6 +15,7 @@ from matplotlib.backend_bases import MouseEvent
 
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.results.writer import write_prediction
+from napari_lrmil.plugin.compare.sections import COSTS_FOLLOW
 from napari_lrmil.plugin.session.preconditions import NOT_DISTILLED
 from napari_lrmil.plugin.session.run_state import SessionState
 from napari_lrmil.plugin.session.session import Session
@@ -108,6 +109,22 @@ def test_a_model_without_a_teacher_says_so_in_place_of_the_cost(
     dock.analyse.open_model(tmp_path / "labels")
     qtbot.waitUntil(lambda: dock.form.costs["all"].text() == NOT_DISTILLED, timeout=WAIT_MS)
     assert not dock.form.costs["top"].text() and not dock.form.costs["time"].text()
+
+
+def test_costs_follow_the_tissue_which_is_searched_again_when_a_slide_comes_back(
+    make_compare: MakeCompare, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path)
+    session = dock.session
+    (slide,), no_search = session.slides, session.prepare_tissue_search()
+    assert no_search is None, "it is known"
+    session.open_slides.close_others(())  # as a worklist does with a slide that was left
+    session.choose_roi_kind("slide")
+    texts = [label.text() for label in dock.form.costs.values()]
+    assert sorted(texts) == ["", "", COSTS_FOLLOW] and dock.form.run_button.isEnabled()
+    session.choose_slide(None)
+    session.choose_slide(slide)
+    qtbot.waitUntil(lambda: "HR patches in" in dock.form.costs["top"].text(), timeout=WAIT_MS)
 
 
 def test_everywhere_costs_no_more_than_what_was_not_seen_and_a_time_becomes_patches(
@@ -255,6 +272,7 @@ def test_wipe_difference_and_grid_change_the_maps(
     dock.maps.pooled.click()
     assert np.isfinite(teacher.data).sum() == n and np.nansum(teacher.data) == pytest.approx(n, rel=1e-3)
     assert not dock.maps.wipe.isVisible(), "the slider does nothing side by side"
+    assert dock.maps.hidden.isVisible(), "it says that regions are hidden"
     dock.maps.views["wipe"].click()
     assert dock.maps.wipe.isVisible() and dock.maps.wipe.isEnabled()
     assert not viewer.canvas.grid.enabled and not lrmil_layers(viewer, role="attention", side="teacher")

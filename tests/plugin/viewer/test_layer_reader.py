@@ -50,9 +50,10 @@ def test_ordinary_pictures_are_left_to_other_readers(tmp_path: Path, slide_path:
     tifffile.imwrite(tmp_path / "grey.tif", pixels[..., 0].astype(np.uint16), tile=(64, 64))
     (tmp_path / "not.svs").write_bytes(b"hello")
     (tmp_path / "folder").mkdir()
-    for name in ("photo.png", "strips.tif", "grey.tif", "not.svs", "folder", "missing.svs"):
+    for name in ("photo.png", "strips.tif", "grey.tif", "folder", "missing.svs"):
         assert get_reader(str(tmp_path / name)) is None, name
     assert get_reader([str(slide_path), str(tmp_path / "photo.png")]) is None
+    assert get_reader(str(tmp_path / "not.svs")) is not None, "it says why it cannot be opened"
 
 
 def test_a_slide_without_resolution_is_refused_in_one_sentence_where_nobody_can_be_asked(
@@ -141,8 +142,9 @@ def dicom(shared_data: Path) -> Path:
 def test_files_of_one_dicom_series_are_one_slide(dicom: Path, slide_path: Path) -> None:
     files = sorted(dicom.glob("*.dcm"))
     assert len(files) == 4
-    assert one_path_per_slide([files[2], slide_path, *files, dicom]) == [files[2], slide_path]
+    assert one_path_per_slide([files[2], slide_path, *files, dicom]) == [dicom, slide_path]
     [(data, options, _)] = read_slide_layers(files)
+    assert options["name"] == dicom.name, "not the number of a file"
     finest = data[0] if options["multiscale"] else data
     assert finest.shape == (2967, 2220, 3)
     assert options["scale"] == pytest.approx((0.499, 0.499))
@@ -159,6 +161,7 @@ def test_a_folder_of_one_series_is_one_slide_by_its_name_and_of_two_series_two(
     (folder / "broken.dcm").write_bytes(b"DICM")
     paths = one_path_per_slide([folder])
     assert len(paths) == 2 and paths[1] == folder / "overview.dcm"
+    assert one_path_per_slide([paths[0]]) == [paths[0]], "the folder holds another slide too"
     assert get_reader(folder) is not None
 
 

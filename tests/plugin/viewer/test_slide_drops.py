@@ -11,7 +11,7 @@ import pytest
 
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
-from support.window import WAIT_MS, require_screen
+from support.window import WAIT_MS, MakeDock, require_screen
 
 require_screen()
 
@@ -121,8 +121,38 @@ def test_a_slide_that_cannot_be_opened_is_said_in_a_sentence(
 
     open_dropped_slides(viewer)
     broken = tmp_path / "broken.svs"
-    broken.write_bytes(b"II*\0" + bytes(60))
-    count = len(notification_manager.records)
-    if drop(viewer, [broken]) and not asked:
-        qtbot.waitUntil(lambda: len(notification_manager.records) > count, timeout=WAIT_MS)
+    for content in (b"II*\0" + bytes(60), b"", b"no picture"):
+        broken.write_bytes(content)
+        count = len(notification_manager.records)
+        assert drop(viewer, [broken]) and not asked
+        qtbot.waitUntil(lambda count=count: len(notification_manager.records) > count, timeout=WAIT_MS)
+        assert str(notification_manager.records[-1].message).startswith("broken.svs: ")
     assert not names(viewer)
+
+
+def test_a_slide_that_is_open_already_is_shown_and_said(
+    viewer: Any, make_dock: MakeDock, slide_path: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    from napari.utils.notifications import notification_manager
+
+    dock = make_dock(slide_path)
+    second = Path(shutil.copy(slide_path, tmp_path / "second.tif"))
+    drop(viewer, [second])
+    qtbot.waitUntil(lambda: dock.session.slide.path == second, timeout=WAIT_MS)
+    drop(viewer, [slide_path])
+    qtbot.waitUntil(lambda: dock.session.slide.path == slide_path, timeout=WAIT_MS)
+    shown = [layer.name for layer in lrmil_layers(viewer, role="slide") if layer.visible]
+    assert names(viewer) == ["second", "tissue"] and shown == ["tissue"]
+    assert notification_manager.records[-1].message == "tissue is open already, and shown now."
+
+
+def test_a_series_that_is_open_already_is_shown_whichever_of_its_files_comes(
+    viewer: Any, shared_data: Path, slide_path: Path, make_dock: MakeDock, qtbot: Any
+) -> None:
+    folder = shared_data / "slides" / "CMU-1-Small-Region_dicom"
+    dock = make_dock(folder)
+    drop(viewer, [slide_path])
+    qtbot.waitUntil(lambda: dock.session.slide.path == slide_path, timeout=WAIT_MS)
+    drop(viewer, [sorted(folder.glob("*.dcm"))[1]])
+    qtbot.waitUntil(lambda: dock.session.slide.path == folder, timeout=WAIT_MS)
+    assert names(viewer) == [folder.name, "tissue"]
