@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 
-WINDOW_TITLE = "napari-lrmil"
+WINDOW_TITLE, ANALYSE_TITLE = "napari-lrmil", "Analyse (LRMIL)"
 DEMO_WINDOW_PX = (1600, 900)
 SLIDE_BACKGROUND = "#dcdcde"  # a little darker than empty glass, so that the edge of a slide is visible
 XVFB_COMMAND = ("xvfb-run", "-a", "-s", "-screen 0 1920x1200x24 +extension GLX")
@@ -188,7 +188,7 @@ def _add_analyse_dock(viewer: Viewer, bundle: str | Path | None, out: Path | Non
     if bundle is not None:
         Bundle(bundle)  # raises for a wrong folder; the dock itself would show a message and go on
     dock = AnalyseWidget(viewer, Session(out=out))
-    viewer.window.add_dock_widget(dock, name=WINDOW_TITLE, area="right")
+    viewer.window.add_dock_widget(dock, name=ANALYSE_TITLE, area="right")
     if bundle is not None:
         dock.open_model(bundle)
     return dock

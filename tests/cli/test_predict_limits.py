@@ -11,8 +11,16 @@ from typing import Any
 import pytest
 
 from napari_lrmil.core.cohort.predict_task import open_bundle_once
+from napari_lrmil.core.inference.slide_limits import network_limits
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.limits import LIMITS, ConformalScores, ModelLimits, NetworkLimits, OperatingPoint
+from napari_lrmil.core.models.limits import (
+    LIMITS,
+    NO_CALIBRATION_SPLIT,
+    ConformalScores,
+    ModelLimits,
+    NetworkLimits,
+    OperatingPoint,
+)
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
 from support.networks import untrained_bundle
 
@@ -97,6 +105,12 @@ def test_weak_and_absent_limits_say_so(call: Call, slide: Path, tmp_path: Path) 
     printed = call(*words, "--bundle", bundle.path, "--out", tmp_path / "none")[1]
     expected = ["no operating point: the validation slides are of one class", "no set at 90 %: no slides"]
     assert read(tmp_path / "none")["limits_cautions"] == expected and "; ".join(expected) in " ".join(printed.split())
+
+
+def test_a_caution_names_no_setting_of_the_training() -> None:
+    limits = NetworkLimits(no_conformal=NO_CALIBRATION_SPLIT)
+    (caution,) = network_limits(limits, ["a", "b", "c"], {"a": 0.5, "b": 0.3, "c": 0.2}).cautions
+    assert caution == "no set at 90 %: when the model was trained, no slides were set aside to measure one"
 
 
 def test_a_part_of_a_slide_has_neither(call: Call, slide: Path, tmp_path: Path) -> None:

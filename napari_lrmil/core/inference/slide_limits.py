@@ -9,7 +9,9 @@ import numpy as np
 
 from napari_lrmil.core.metrics.conformal import conformal_threshold, prediction_sets
 from napari_lrmil.core.models.bundle import Bundle
-from napari_lrmil.core.models.limits import SET_COVERAGE, NetworkLimits
+from napari_lrmil.core.models.limits import NO_CALIBRATION_SPLIT, SET_COVERAGE, NetworkLimits
+
+NO_SLIDES_FOR_SETS = "when the model was trained, no slides were set aside to measure one"
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def _cautions(limits: NetworkLimits, classes: Sequence[str], sets: PredictionSet
     elif point is None and len(classes) == 2 and limits.no_operating_point:
         yield f"no operating point: {limits.no_operating_point}"
     if sets is None and limits.no_conformal:
-        yield f"no set at {100 * SET_COVERAGE:g} %: {limits.no_conformal}"
+        is_unsplit = limits.no_conformal == NO_CALIBRATION_SPLIT  # which names a setting of the training
+        yield f"no set at {100 * SET_COVERAGE:g} %: {NO_SLIDES_FOR_SETS if is_unsplit else limits.no_conformal}"
 
 
 def _side(limits: NetworkLimits, probabilities: Mapping[str, float]) -> OperatingSide | None:
