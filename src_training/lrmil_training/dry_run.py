@@ -15,6 +15,7 @@ from lrmil_training.config import TrainConfig
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import CALIBRATION, SPLITS, Cohort, CohortSlide, require_classes
 from lrmil_training.data.hr_features import (
+    CheckedFeatures,
     check_features_of_slide,
     check_hr_features,
     encoder_of_features,
@@ -35,13 +36,14 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
 from napari_lrmil.core.formatting import format_count, format_size
 from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
+from napari_lrmil.core.results.warning_summary import name_slides
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.user_settings import SettingsStore
 
 COUNTED_SLIDES = 12  # whose tissue is segmented to count patches: about a second each, if slides are large
 REMOTE = ("hf:", "lazyslide:")  # encoders whose weights may be downloaded
 
-CountGiven = Callable[[CohortSlide, Slide], int]
+CheckGiven = Callable[[CohortSlide, Slide], CheckedFeatures]
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,17 @@ class DryRun:
 
 @dataclass(frozen=True)
 class _SlideFacts:
-    """What was seen of a slide; patches are None if they were not counted."""
+    """What was seen of a slide; patches are None if they were not counted, notices are on given HR features.
+
+    The reason is the problem without the file, which slides share.
+    """
 
     problem: str = ""
     has_outlines: bool = False
     hr_patches: int | None = None
     lr_patches: int | None = None
+    notices: tuple[str, ...] = ()
+    reason: str = ""
 
 
 def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> Iterator[Event]:
@@ -120,7 +127,7 @@ def dry_run(cohort_csv: Path, out: Path, config: TrainConfig, device: str) -> It
     yield Finished(_report(cohort, out, config, device, facts, passed))
 
 
-def _given_features(config: TrainConfig, cohort: Cohort, encoder: LoadedEncoder | None) -> CountGiven | None:
+def _given_features(config: TrainConfig, cohort: Cohort, encoder: LoadedEncoder | None) -> CheckGiven | None:
     """Return what checks the given HR features of a slide and counts them; None if HR patches are encoded.
 
     Raises
@@ -136,31 +143,35 @@ def _given_features(config: TrainConfig, cohort: Cohort, encoder: LoadedEncoder 
 
 
 def _look_at_slides(
-    cohort: Cohort, config: TrainConfig, given: CountGiven | None
+    cohort: Cohort, config: TrainConfig, given: CheckGiven | None
 ) -> Generator[Event, None, list[_SlideFacts]]:
     step = max(1, len(cohort.slides) // COUNTED_SLIDES)
     facts = []
     for i, slide in enumerate(cohort.slides):
         yield Progress("slides", i, len(cohort.slides), "slides")
         facts.append(_look_at(slide, config, given, count=i % step == 0))
+        yield from (Notice(text, slide.name) for text in facts[-1].notices)
     return facts
 
 
-def _look_at(row: CohortSlide, config: TrainConfig, given: CountGiven | None, *, count: bool) -> _SlideFacts:
+def _look_at(row: CohortSlide, config: TrainConfig, given: CheckGiven | None, *, count: bool) -> _SlideFacts:
     """Return what is seen of a slide: whether it opens, its features fit, its outlines, and patches if counted."""
     try:
         with row.open() as slide:
             reader = "teacher (HR)" if config.distil else "student (LR)"
             require_resolution(slide, config.plan.hr_mpp, reader)
-            n_given = None if given is None else given(row, slide)
+            checked = None if given is None else given(row, slide)
             problem = outline_problem(row, slide)
             grid = find_tissue_grid(slide, config.plan, config.tissue).grid if count else None
     except LrmilError as error:
-        return _SlideFacts(str(error).replace(str(row.path), row.path.name))
+        reason = str(error).removeprefix(f"{getattr(error, 'path', '')}: ")
+        return _SlideFacts(str(error).replace(str(row.path), row.path.name), reason=reason)
     has_outlines = row.lesions.exists()
+    notices = () if checked is None else checked.notices
     if grid is None:
-        return _SlideFacts(problem, has_outlines)
-    return _SlideFacts(problem, has_outlines, len(grid.hr_index) if n_given is None else n_given, len(grid.lr_index))
+        return _SlideFacts(problem, has_outlines, notices=notices)
+    hr_patches = len(grid.hr_index) if checked is None else checked.count
+    return _SlideFacts(problem, has_outlines, hr_patches, len(grid.lr_index), notices)
 
 
 def _outline_use(config: TrainConfig, n_outlines: int) -> str:
@@ -175,7 +186,7 @@ def _outline_use(config: TrainConfig, n_outlines: int) -> str:
 def _report(
     cohort: Cohort, out: Path, config: TrainConfig, device: str, facts: Sequence[_SlideFacts], passed: list[str]
 ) -> DryRun:
-    problems = [fact.problem for fact in facts if fact.problem]
+    problems = list(_slide_problems(cohort, facts))
     if not problems:
         passed.append(f"all {len(facts)} slides open, with a resolution that is fine enough")
         if config.hr_features is not None:
@@ -193,6 +204,17 @@ def _report(
     else:
         passed.append(f"the disk has {format_size(free)} free")
     return DryRun((*_plan_lines(cohort, config), outlines), cost, tuple(passed), tuple(problems))
+
+
+def _slide_problems(cohort: Cohort, facts: Sequence[_SlideFacts]) -> Iterator[str]:
+    """Yield a sentence for each problem; slides with the same one share it."""
+    problems_by_reason: dict[str, dict[str, str]] = {}  # reason -> slide -> problem
+    for row, fact in zip(cohort.slides, facts, strict=True):
+        if fact.problem:
+            problems_by_reason.setdefault(fact.reason or fact.problem, {})[row.name] = fact.problem
+    for reason, problems in problems_by_reason.items():
+        names = list(problems)
+        yield f"{name_slides(names, len(facts))}: {reason}" if len(names) > 1 else problems[names[0]]
 
 
 def _existing_folder(folder: Path) -> Path:

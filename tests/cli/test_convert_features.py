@@ -86,6 +86,19 @@ def test_files_of_another_program_are_never_written_over(
     assert first.stem in (tmp_path / "out" / "failures.csv").read_text() and second.exists()
 
 
+def test_tissue_without_features_is_told(cohort: Path, bags: list[Bag], tmp_path: Path, call: Call) -> None:
+    """The whole file is silent; of half a file the sentence says how much is lacking, and the slide is converted."""
+    whole, other = bags
+    ff.write_trident(tmp_path / "in", whole)
+    half = len(other) // 2
+    ff.write_trident(tmp_path / "in", replace(other, coords=other.coords[:half], features=other.features[:half]))
+    code, _, err = call("features", cohort, "--convert", tmp_path / "in", "--out", tmp_path / "out")
+    (line,) = (text for text in err.splitlines() if "have no features" in text)
+    assert code == 0 and other.origin.slide in line
+    assert f"{len(other) - half} of {len(other)} HR patches of tissue have no features" in line
+    assert "in the converted file" in line and "of another slide" in line
+
+
 def test_a_wrong_call_is_refused(cohort: Path, bags: list[Bag], tmp_path: Path, call: Call) -> None:
     out = ("--out", tmp_path / "out")
     code, _, err = call("features", cohort, *out)

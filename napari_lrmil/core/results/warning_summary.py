@@ -25,12 +25,12 @@ def summarize_warnings(files: Sequence[PredictionFile]) -> Iterator[str]:
                 slides_by_pattern.setdefault(NUMBER.sub("#", text), {})[file.slide] = text
     groups = sorted(slides_by_pattern.values(), key=len, reverse=True)  # stable: equal ones as they came
     for group in groups[:MAX_LINES]:
-        yield f"{_slides_text(list(group), len(files))}: {_join_numbers(list(group.values()))}"
+        yield f"{name_slides(list(group), len(files))}: {_join_numbers(list(group.values()))}"
     if rest := groups[MAX_LINES:]:
         yield f"{len(rest)} further warnings, of {len(set().union(*rest))} slides, are not listed here"
 
 
-def _slides_text(names: Sequence[str], total: int) -> str:
+def name_slides(names: Sequence[str], total: int) -> str:
     """Return the number of slides of all, and the names of the first, unless it is every slide."""
     count = f"{len(names)} of {total} slides"
     if len(names) == total:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lrmil_training.data.features import cached_encoder, require_same_weights, unlabelled_slide
+from lrmil_training.data.hr_placement import uncovered_tissue_notice
 from lrmil_training.data.hr_sample import SAMPLED_PATCHES, SampleCheck
 from napari_lrmil.core.cohort import SlideJob, TaskResult
 from napari_lrmil.core.errors import BagError
@@ -25,9 +26,12 @@ from napari_lrmil.core.features.layouts.proof import ProvenPatches, prove_patche
 from napari_lrmil.core.features.layouts.steps import typical_step
 from napari_lrmil.core.features.layouts.writers import FeatureRows, feature_file, write_in_layout
 from napari_lrmil.core.formatting import format_count
+from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.slides.slide import Slide
 
 REMEDY = "name the encoder that made them by --encoder, or leave --encoder out"
+IN_CONVERSION = "have none in the converted file either"
+LR_FACTOR = 4  # of a training's usual resolutions, by which its HR patches of tissue are chosen
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class ConvertTask:
             yield from (Notice(text, row.name) for text in slide.warnings)
             patches = prove_patches(foreign, slide)
             origin = origin_of_foreign(foreign, patches, slide)
+            if notice := uncovered_tissue_notice(patches, slide, plan_of_foreign(origin), IN_CONVERSION):
+                yield Notice(notice, row.name)
             if self.encoder:
                 yield Notice(self._check_sample(slide, foreign, patches), row.name)
         yield from (Notice(text, row.name) for text in patches.notices)
@@ -128,6 +134,11 @@ def origin_of_foreign(foreign: ForeignFeatures, patches: ProvenPatches, slide: S
         encoder=foreign.encoder or "unknown",
         encoder_sha256=_stored_hash(foreign.path) if with_hash else "",
     )
+
+
+def plan_of_foreign(origin: BagOrigin) -> PatchPlan:
+    """Return resolutions and patch sizes with the stored patches as HR patches."""
+    return PatchPlan(origin.target_mpp, LR_FACTOR * origin.target_mpp, origin.patch_px, origin.patch_px)
 
 
 def _overlap(foreign: ForeignFeatures, patches: ProvenPatches) -> float:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -276,10 +276,17 @@ def require_grid(foreign: ForeignFeatures, origin: BagOrigin, placement: HrPlace
             raise BagError(foreign.path, problem)
 
 
+class CheckedFeatures(NamedTuple):
+    """Number of a slide's HR patches, and sentences on what was found out about them."""
+
+    count: int
+    notices: tuple[str, ...]
+
+
 def check_features_of_slide(
     row: CohortSlide, slide: Slide, folder: FeatureFolder, config: TrainConfig, dim: int
-) -> int:
-    """Check the features of an open slide without reading them, and return the number of its HR patches.
+) -> CheckedFeatures:
+    """Check the features of an open slide without reading them, and return what a training would say of them.
 
     Raises
     ------
@@ -287,9 +294,11 @@ def check_features_of_slide(
         If they cannot be used.
     """
     foreign = open_features(row, folder, dim)
-    placement = place_on_slide(prove_patches(foreign, slide), slide, config.plan, foreign.path)
+    patches = prove_patches(foreign, slide)
+    placement = place_on_slide(patches, slide, config.plan, foreign.path)
     require_grid(foreign, origin_of_placement(slide, placement, config.plan), placement, config)
-    return foreign.shape[0]
+    uncovered = uncovered_tissue_notice(placement, slide, config.plan)
+    return CheckedFeatures(foreign.shape[0], (*patches.notices, *([uncovered] if uncovered else [])))
 
 
 def _origin_of(slide: Slide, placement: HrPlacement, request: FeatureRequest) -> BagOrigin:

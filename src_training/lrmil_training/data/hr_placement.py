@@ -17,6 +17,7 @@ from napari_lrmil.core.slides.slide import Slide
 
 MOST_DEVIATION = 0.15  # of µm per pixel; scans "at 40x" of several makers differ by as much
 MOST_UNCOVERED = 0.1  # of the tissue; programs differ at the edges of the tissue, and in what they call tissue
+IN_TRAINING = "take no part in the training"
 SIDE_TOLERANCE = 0.3  # of the side of patches whose pixels are not stated
 
 
@@ -63,8 +64,12 @@ def place_on_slide(patches: ProvenPatches, slide: Slide, plan: PatchPlan, file: 
     return HrPlacement(corners, order, (int(origin[0]), int(origin[1])), side)
 
 
-def uncovered_tissue_notice(placement: HrPlacement, slide: Slide, plan: PatchPlan) -> str:
+def uncovered_tissue_notice(
+    patches: HrPlacement | ProvenPatches, slide: Slide, plan: PatchPlan, effect: str = IN_TRAINING
+) -> str:
     """Return a sentence on tissue without features, where that is more than `MOST_UNCOVERED`; else an empty text.
+
+    `effect` says what follows for that tissue.
 
     A tissue patch is covered if the centre of a stored patch lies within three quarters of a side of its own centre, in
     x and y: an overlapping patch always does, a neighbour on the same lattice does not.
@@ -76,15 +81,15 @@ def uncovered_tissue_notice(placement: HrPlacement, slide: Slide, plan: PatchPla
     except TissueError:  # no tissue of ours to compare with
         return ""
     tissue = grid.hr_corners + np.asarray(grid.hr_size) / 2
-    stored = cKDTree(placement.corners + placement.side / 2)
-    reach = 0.75 * max(placement.side, *grid.hr_size)
+    stored = cKDTree(patches.corners + patches.side / 2)
+    reach = 0.75 * max(patches.side, *grid.hr_size)
     distance, _ = stored.query(tissue, p=np.inf)
     lacking = int(np.count_nonzero(distance > reach))
     if lacking <= MOST_UNCOVERED * len(tissue):
         return ""
     return (
-        f"{lacking:,} of {len(tissue):,} HR patches of tissue have no features and take no part in the training: the "
-        "file may be incomplete, or its program calls less of the slide tissue"
+        f"{lacking:,} of {len(tissue):,} HR patches of tissue have no features and {effect}: the file may be "
+        "incomplete or of another slide, or its program calls less of the slide tissue"
     )
 
 
@@ -117,7 +122,8 @@ def require_plan(patches: ProvenPatches, mpp0: float, plan: PatchPlan, file: Pat
     if px != plan.hr_patch_px and abs(ratio - round(ratio)) <= MPP_TOLERANCE * ratio and round(ratio) != plan.n:
         raise BagError(
             file,
-            f"its patches have {px} px, and the run's teacher reads {plan.hr_patch_px} (hr_patch_px); use {setting}",
+            f"its patches have {px} px, and the run's teacher reads {plan.hr_patch_px} (hr_patch_px); make them with "
+            f"`features --patch-px {plan.hr_patch_px}`, or train with {setting}",
         )
 
 
