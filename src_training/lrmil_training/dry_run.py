@@ -170,7 +170,7 @@ def _look_at(row: CohortSlide, config: TrainConfig, given: CheckGiven | None, *,
     notices = () if checked is None else checked.notices
     if grid is None:
         return _SlideFacts(problem, has_outlines, notices=notices)
-    hr_patches = len(grid.hr_index) if checked is None else checked.count
+    hr_patches = len(grid.hr_index) if checked is None else checked.n_patches
     return _SlideFacts(problem, has_outlines, hr_patches, len(grid.lr_index), notices)
 
 

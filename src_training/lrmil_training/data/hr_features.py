@@ -279,7 +279,7 @@ def require_grid(foreign: ForeignFeatures, origin: BagOrigin, placement: HrPlace
 class CheckedFeatures(NamedTuple):
     """Number of a slide's HR patches, and sentences on what was found out about them."""
 
-    count: int
+    n_patches: int
     notices: tuple[str, ...]
 
 
