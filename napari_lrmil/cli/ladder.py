@@ -185,6 +185,7 @@ def _write_ladders(folder: Path, names: set[str]) -> None:
         ladder_lines,
         read_ladder_files,
         summarize_ladders,
+        summarize_rung_warnings,
         write_ladder_table,
     )
 
@@ -201,6 +202,11 @@ def _write_ladders(folder: Path, names: set[str]) -> None:
     else:
         for file in of_call:
             print_result(f"{file.slide}\n{align(ladder_lines(file))}")
+    lines = list(summarize_rung_warnings(of_call)) if len(of_call) > 1 else []
+    for line in lines:
+        print_notice("", line)
+    if lines:
+        print_notice("", "ladder.csv lists the warnings of each resolution in its last column")
     write_table(folder, names)
 
 

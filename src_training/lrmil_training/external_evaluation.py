@@ -47,6 +47,7 @@ from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.limits import NetworkLimits
 from napari_lrmil.core.models.model_choice import unnamed_model_warning
 from napari_lrmil.core.results.cohort_tables import write_failures
+from napari_lrmil.core.results.warning_summary import summarize_slides
 
 ALL_SPLITS = "all"  # every slide of the table, whatever its split
 BOOTSTRAP_RESAMPLES = 2000
@@ -127,13 +128,16 @@ def evaluate_bundle(
     _ = evaluation.bundle.limits  # damaged ones would fail every slide
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
-    results = yield from _evaluate_slides(cohort, evaluation, failures)
+    warnings_by_slide: dict[str, tuple[str, ...]] = {}
+    results = yield from _evaluate_slides(cohort, evaluation, failures, warnings_by_slide)
     write_failures(folder, "evaluate", failures, {s.name for s in cohort.slides})
     failed = tuple(s for s in cohort.slides if s.name in failures)
     cohort = cohort.without(set(failures))
     if not cohort.slides:
         raise LrmilError(f"none of {len(failures)} slides could be read; the reasons are in {folder / 'failures.csv'}")
-    _write_measurements(folder, cohort, results, evaluation, groupings, failed, warnings)
+    about_slides = list(summarize_slides(warnings_by_slide))
+    yield from (Notice(text, cohort_csv.name) for text in (about_slides if len(warnings_by_slide) > 1 else []))
+    _write_measurements(folder, cohort, results, evaluation, groupings, failed, [*warnings, *about_slides])
     name = str(cohort_csv.resolve()) if evaluation.full_paths else f"{cohort_csv.parent.name}/{cohort_csv.name}"
     title, distilled = f"{evaluation.bundle.name} on {name}", evaluation.bundle.card.distilled
     write_report(folder, cohort_csv, title=title, full_paths=evaluation.full_paths, distilled=distilled)
@@ -242,15 +246,21 @@ def select_cohort(cohort: Cohort, bundle: Bundle, split: str) -> Cohort:
 
 
 def _evaluate_slides(
-    cohort: Cohort, evaluation: ExternalEvaluation, failures: dict[str, str]
+    cohort: Cohort,
+    evaluation: ExternalEvaluation,
+    failures: dict[str, str],
+    warnings_by_slide: dict[str, tuple[str, ...]],
 ) -> Generator[Event, None, dict[str, list[SlideResult]]]:
-    """Return method -> results of all slides that could be read; add the others to `failures`."""
+    """Return method -> results of all slides that could be read; add the others to `failures`.
+
+    The warnings of each slide that was read are added to `warnings_by_slide`.
+    """
     methods = ("teacher", "student") if evaluation.teacher else ("student",)
     results: dict[str, list[SlideResult]] = {method: [] for method in methods}
     for count, row in enumerate(cohort.slides):
         yield Progress("evaluation", count, len(cohort.slides), "slides")
         try:
-            slide_results = yield from _evaluate_slide(row, evaluation)
+            slide_results, warnings_by_slide[row.name] = yield from _evaluate_slide(row, evaluation)
         except (LrmilError, OSError) as error:  # one broken slide must not end the evaluation
             failures[row.name] = str(error).removeprefix(f"{row.path}: ")  # others may see the table
             yield Failed(str(error), row.name, "evaluation", error)
@@ -261,8 +271,10 @@ def _evaluate_slides(
     return results
 
 
-def _evaluate_slide(row: CohortSlide, evaluation: ExternalEvaluation) -> Generator[Event, None, dict[str, SlideResult]]:
-    """Return network -> result for one slide."""
+def _evaluate_slide(
+    row: CohortSlide, evaluation: ExternalEvaluation
+) -> Generator[Event, None, tuple[dict[str, SlideResult], tuple[str, ...]]]:
+    """Return network -> result for one slide, and the warnings of its prediction."""
     prediction: Prediction | None = None
     patches = TeacherPatches.ALL if evaluation.teacher else TeacherPatches.NONE
     with row.open() as slide:
@@ -284,7 +296,7 @@ def _evaluate_slide(row: CohortSlide, evaluation: ExternalEvaluation) -> Generat
     results = {"student": replace(student, cohort_distance=prediction.cohort_distance)}
     if prediction.teacher is not None:
         results["teacher"] = _slide_result(row, prediction, prediction.teacher, high=True)
-    return results
+    return results, prediction.warnings
 
 
 def _slide_result(row: CohortSlide, prediction: Prediction, network: NetworkPrediction, *, high: bool) -> SlideResult:

@@ -77,7 +77,14 @@ def test_a_cohort_has_one_table_and_a_broken_slide_stops_no_other(
     code, printed, error = call("predict", slides, broken, *options(bundles, tmp_path / "out", "--ladder"))
     assert code == 3 and "broken.svs" in error
     assert "same answer" in printed and "of 4 slides" in printed.splitlines()[-1]
-    assert len(rows(tmp_path / "out" / "ladder.csv")) == 4 * 4
+    table = rows(tmp_path / "out" / "ladder.csv")
+    assert len(table) == 4 * 4
+    coarse = [row["warnings"] for row in table if row["magnification"] == "5x"]
+    assert list(table[0])[-1] == "warnings" and all("little tissue: " in text for text in coarse)
+    for name in ("s0", "s3"):
+        (rung,) = (rung for rung in LadderFile.read(tmp_path / "out" / name).rungs if rung.label == "5x")
+        assert " | ".join(rung.warnings) in coarse
+    assert "5x (at-2): 4 of 4 slides: little tissue: " in error and "s0: 5x (at-2): little tissue: " in error
 
 
 def test_workers_write_what_one_process_writes(call: Call, slides: Path, bundles: Path, tmp_path: Path) -> None:

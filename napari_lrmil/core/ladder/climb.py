@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_lrmil.core.errors import MissingTilesError, ResolutionError, SlideError, TissueError
 from napari_lrmil.core.events import Event, Finished, Notice, Progress
+from napari_lrmil.core.formatting import ABOUT_MODEL
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.slide_limits import PredictionSet, prediction_set
@@ -245,7 +246,10 @@ class Climber:
         return MissingRung(rung, str(error).removeprefix(f"{self.slide.path}: "), error)
 
     def _pass_on(self, rung: Rung, tissue_grid: TissueGrid) -> Generator[Event, None, Prediction]:
-        """Pass the events of a prediction on with the rung's name, each notice once, and return its result."""
+        """Pass the events of a prediction on with the rung's name, and return its result.
+
+        Notices about the slide's file or a model are passed on once, and without the name of the rung.
+        """
         events = predict(
             self.slide,
             rung.bundle,
@@ -264,10 +268,13 @@ class Climber:
                     prediction: Prediction = result
                 case Progress(stage):
                     yield replace(event, stage=f"{rung.label} · {stage}")
-                case Notice(message) if message in self._shown:
-                    pass
+                case Notice(message) if message in self.slide.warnings or message.startswith(ABOUT_MODEL):
+                    if message not in self._shown:
+                        self._shown.add(message)
+                        yield event
+                case Notice(message):
+                    yield replace(event, message=f"{rung.label} ({rung.bundle.name}): {message}")
                 case _:
-                    self._shown |= {event.message} if isinstance(event, Notice) else set()
                     yield event
         return prediction
 

@@ -37,6 +37,9 @@ class RungEntry(BaseModel):
         Agreement of the attention with that of the finest rung; None for that rung and where patches do not nest.
     n_patches, pixels_decoded, seconds, cpu_seconds
         Cost of this rung as if it were the only one, the tissue mask included.
+    warnings
+        What makes this answer doubtful; empty in a cascade and in files of earlier versions. Warnings about the file
+        of the slide are in ``prediction.json``.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -62,6 +65,7 @@ class RungEntry(BaseModel):
     pixels_decoded: int | None = None
     seconds: float | None = None
     cpu_seconds: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

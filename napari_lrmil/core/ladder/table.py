@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import StoredError
-from napari_lrmil.core.formatting import UNDEFINED, format_probability
+from napari_lrmil.core.formatting import ABOUT_MODEL, UNDEFINED, format_probability
 from napari_lrmil.core.ladder.attention import compare_attention
 from napari_lrmil.core.ladder.cascade import CascadeResult
 from napari_lrmil.core.ladder.climb import MissingRung, RungFigures, RungResult
 from napari_lrmil.core.ladder.rungs import STANDARD_MPP, Ladder, Rung, magnification_text
 from napari_lrmil.core.ladder.schema import CASCADE_TABLE, LADDER_TABLE, CascadeFile, LadderFile, RungEntry
 from napari_lrmil.core.models.limits import SET_COVERAGE
+from napari_lrmil.core.results.cohort_tables import WARNING_SEPARATOR
+from napari_lrmil.core.results.warning_summary import summarize_slides
 from napari_lrmil.core.slides.slide import Slide
+from napari_lrmil.core.text_escapes import printable
 from napari_lrmil.version import __version__
 
 NO_MODEL = "no model"
@@ -43,7 +46,7 @@ def build_ladder_file(
         Hash of models and options.
     """
     reference = [outcome for outcome in outcomes if isinstance(outcome, RungResult)][-1]
-    entries = [_ladder_entry(outcome, reference) for outcome in outcomes]
+    entries = [_ladder_entry(outcome, reference, slide.warnings) for outcome in outcomes]
     absent = ladder.missing_text
     entries += [
         RungEntry(magnification=name, mpp=mpp, state=NO_MODEL, reason=absent[name])
@@ -199,6 +202,21 @@ def _mean_text(values: Iterable[float | None], form: str) -> str:
     return form.format(sum(defined) / len(defined)) if defined else UNDEFINED
 
 
+def summarize_rung_warnings(files: Sequence[LadderFile]) -> Iterator[str]:
+    """Yield a line for each warning of each resolution, the coarsest first, with the slides that have it.
+
+    The model whose prediction is stored is left out: its warnings are those of ``prediction.json``.
+    """
+    warnings: dict[str, dict[str, tuple[str, ...]]] = {}  # resolution -> slide -> warnings
+    for file in files:
+        stored = [rung for rung in file.rungs if rung.was_read][-1].bundle_sha256
+        for rung in file.rungs:
+            if rung.was_read and rung.bundle_sha256 != stored:
+                warnings.setdefault(f"{rung.label} ({rung.bundle})", {})[file.slide] = rung.warnings
+    for name, by_slide in warnings.items():
+        yield from (f"{name}: {line}" for line in summarize_slides(by_slide))
+
+
 def align(lines: Sequence[Sequence[str]]) -> str:
     """Return lines of cells as text with aligned columns. A short line may run over: it holds a sentence."""
     full = [line for line in lines if len(line) == len(lines[0])]
@@ -235,7 +253,7 @@ def write_ladder_table(folder: Path, files: Sequence[LadderFile]) -> None:
     """Write ``ladder.csv``: a row for each slide and rung."""
     classes = list(dict.fromkeys(name for file in files for name in file.classes))
     rows = [_row(file.slide, rung, classes) for file in files for rung in file.rungs]
-    write_csv(folder / LADDER_TABLE, [[*COLUMNS, *(f"probability_{name}" for name in classes)], *rows])
+    write_csv(folder / LADDER_TABLE, [[*COLUMNS, *(f"probability_{name}" for name in classes), "warnings"], *rows])
 
 
 def _row(slide: str, rung: RungEntry, classes: Sequence[str]) -> list[object]:
@@ -246,6 +264,7 @@ def _row(slide: str, rung: RungEntry, classes: Sequence[str]) -> list[object]:
         "prediction_set": None if rung.prediction_set is None else " | ".join(rung.prediction_set),
     }
     cells = [values[column] for column in COLUMNS] + [rung.probabilities.get(name) for name in classes]
+    cells.append(printable(WARNING_SEPARATOR.join(rung.warnings)))
     return ["" if cell is None else cell for cell in cells]
 
 
@@ -261,13 +280,15 @@ def write_cascade_table(folder: Path, files: Sequence[CascadeFile]) -> None:
     write_csv(folder / CASCADE_TABLE, [[*CASCADE_COLUMNS, *(f"probability_{name}" for name in classes)], *rows])
 
 
-def _ladder_entry(outcome: RungResult | MissingRung, reference: RungResult) -> RungEntry:
+def _ladder_entry(outcome: RungResult | MissingRung, reference: RungResult, about_slide: Sequence[str]) -> RungEntry:
     if isinstance(outcome, MissingRung):
         return _entry(outcome.rung, "missing", outcome.reason, None)
     entry = _entry(outcome.rung, "read", "", outcome.figures)
     same = outcome.figures.predicted == reference.figures.predicted
     agreement = None if outcome is reference else compare_attention(outcome.network, reference.network)
-    update: dict[str, object] = {"same_answer": same}
+    warnings = [text for text in outcome.prediction.warnings if text not in about_slide]
+    warnings = [text for text in warnings if not text.startswith(ABOUT_MODEL)]
+    update: dict[str, object] = {"same_answer": same, "warnings": tuple(warnings)}
     if agreement is not None:
         update |= {
             "spearman": agreement.spearman,

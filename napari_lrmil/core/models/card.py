@@ -29,6 +29,7 @@ from napari_lrmil.core.patching.tissue import TissueConfig, without_unset
 
 SCHEMA_VERSION = 1
 CARD, STUDENT, TEACHER, README = "lrmil.json", "student.safetensors", "teacher.safetensors", "README.md"
+BUNDLE_OF_RUN = "bundle"  # folder of the model in that of a training run
 DISTILLED = "an LR student distilled from an HR teacher (arXiv 2606.06864)"
 NOT_DISTILLED = "an LR student that learned from labels alone, not distilled from a teacher"
 CALIBRATED = (
@@ -264,6 +265,8 @@ def read_card(path: Path) -> Card:
         If it is missing, damaged, or of another schema version.
     """
     file = path / CARD
+    if not file.is_file() and (path / BUNDLE_OF_RUN / CARD).is_file():
+        raise BundleError(path, CARD, f"this is a training run; its model is {path / BUNDLE_OF_RUN}")
     if not file.is_file():
         raise BundleError(path, CARD, f"the folder has no {CARD}; expected the folder of a trained bundle")
     try:

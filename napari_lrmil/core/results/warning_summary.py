@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from napari_lrmil.core.formatting import ABOUT_MODEL
 from napari_lrmil.core.results.schema import PredictionFile
@@ -18,14 +18,19 @@ def summarize_warnings(files: Sequence[PredictionFile]) -> Iterator[str]:
 
     Notices about the model are left out: they hold for every slide, and are printed before the first.
     """
+    yield from summarize_slides({file.slide: file.warnings for file in files})
+
+
+def summarize_slides(warnings_by_slide: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield what `summarize_warnings` does, of slide -> its warnings. Slides without any count too."""
     slides_by_pattern: dict[str, dict[str, str]] = {}  # text without numbers -> slide -> text
-    for file in files:
-        for text in file.warnings:
+    for slide, warnings in warnings_by_slide.items():
+        for text in warnings:
             if not text.startswith(ABOUT_MODEL):
-                slides_by_pattern.setdefault(NUMBER.sub("#", text), {})[file.slide] = text
+                slides_by_pattern.setdefault(NUMBER.sub("#", text), {})[slide] = text
     groups = sorted(slides_by_pattern.values(), key=len, reverse=True)  # stable: equal ones as they came
     for group in groups[:MAX_LINES]:
-        yield f"{name_slides(list(group), len(files))}: {_join_numbers(list(group.values()))}"
+        yield f"{name_slides(list(group), len(warnings_by_slide))}: {_join_numbers(list(group.values()))}"
     if rest := groups[MAX_LINES:]:
         yield f"{len(rest)} further warnings, of {len(set().union(*rest))} slides, are not listed here"
 

@@ -26,6 +26,7 @@ from napari_lrmil.core.errors import CohortError, ConfigError
 from napari_lrmil.core.events import Event, Notice
 
 GREATEST_HALF = 65_504.0  # of float16, in which a bundle holds the student's weights
+LEAST_SPREAD = 0.05  # of a class's probability over the slides; below, a teacher gives all slides one answer
 LABEL_BASELINES = (*UNDISTILLED_BASELINES, "labels_only_finetuned")
 
 
@@ -155,7 +156,27 @@ def take_teacher(context: RunContext, hr: HrFeatures) -> Generator[Event, None, 
     yield from note_outlines(context, grids)
     outputs = teacher_outputs(context, hr, mil, grids)
     yield from _note_order(context, outputs)
+    yield from (Notice(text) for text in spread_cautions(context.cohort, outputs))
     return outputs
+
+
+def spread_cautions(cohort: Cohort, outputs: TeacherOutputs) -> list[str]:
+    """Return a caution if the teacher gives all slides of a cohort without labels much the same probabilities.
+
+    With labels its AUROC shows it.
+    """
+    if cohort.is_labelled:
+        return []
+    logits = torch.stack([targets.logits for targets in outputs.slides.values()])
+    probabilities = torch.softmax(logits.double(), dim=1)
+    spread = float((probabilities.amax(dim=0) - probabilities.amin(dim=0)).max())
+    if spread >= LEAST_SPREAD:
+        return []
+    return [
+        f"the teacher hardly tells the classes apart: its probabilities differ by {spread:.3f} at most over "
+        f"{len(outputs.slides)} slides (expected {LEAST_SPREAD:g} or more), so the student has nothing to learn; check "
+        "that encoder.teacher and the size of patches are those that the teacher's MIL was trained with"
+    ]
 
 
 def _note_order(context: RunContext, outputs: TeacherOutputs) -> Iterator[Event]:

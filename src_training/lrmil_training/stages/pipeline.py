@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 
-from lrmil_training.runs.event_log import BUNDLE, METRICS
+from lrmil_training.runs.event_log import BUNDLE, METRICS, WARNINGS
 from lrmil_training.stages.comparison import fit_compared_teachers
 from lrmil_training.stages.evaluate_run import evaluate_run
 from lrmil_training.stages.export import export_bundle
-from lrmil_training.stages.given_teacher import take_teacher
+from lrmil_training.stages.given_teacher import spread_cautions, take_teacher
 from lrmil_training.stages.layer_candidates import candidate_features
 from lrmil_training.stages.methods import STUDENT, Method, list_methods
 from lrmil_training.stages.outline_use import switch_off_without_outlines
@@ -46,7 +46,9 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
         students[method.name] = yield from train_method(context, method, teacher)
     evaluation = yield from evaluate_run(context, teacher, students, compared)
     export_bundle(context.folder / BUNDLE, context, teacher, students[STUDENT], evaluation)
-    write_json(context.folder / METRICS, evaluation.metrics)  # last: its presence marks a complete folder
+    cautions = spread_cautions(context.cohort, teacher)
+    metrics = evaluation.metrics | ({WARNINGS: cautions} if cautions else {})
+    write_json(context.folder / METRICS, metrics)  # last: its presence marks a complete folder
     yield Finished(context.folder)
 
 

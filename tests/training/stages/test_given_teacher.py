@@ -91,6 +91,7 @@ def _metrics(folder: Path) -> dict[str, Any]:
 def test_a_run_without_labels_measures_agreement_alone(run: Run) -> None:
     folder, events = run
     metrics = _metrics(folder)
+    (caution,) = metrics.pop("warnings")
     assert set(metrics) == {"teacher", "student"}, "labels_only has nothing to learn from"
     for figures in metrics["student"].values():
         assert figures["auroc"]["value"] is None and figures["auroc"]["reason"] == "the slides have no labels"
@@ -100,6 +101,12 @@ def test_a_run_without_labels_measures_agreement_alone(run: Run) -> None:
     assert not any(isinstance(e, Metric) and e.stage == "teacher" for e in events), "the teacher is not trained"
     text = "\n".join(e.message for e in events if isinstance(e, Notice))
     assert "the slides have no labels" in text and "names no classes: output 0 is class 0, output 1 is class 1" in text
+    # The head was never trained, so all slides have much the same probabilities.
+    slides = json.loads((folder / "slides.json").read_text())["slides"]
+    first = [s["methods"]["teacher"]["logits"] for s in slides]
+    probabilities = torch.softmax(torch.tensor(first, dtype=torch.float64), dim=1)[:, 0].numpy()
+    assert f"its probabilities differ by {np.ptp(probabilities):.3f} at most over {len(slides)} slides" in caution
+    assert caution in text and "hardly tells the classes apart" in (folder / "report.html").read_text()
 
 
 def test_its_epochs_are_selected_by_agreement(run: Run) -> None:
