@@ -227,9 +227,7 @@ def test_a_folder_that_is_no_bundle_and_a_name_that_is_none(tmp_path: Path) -> N
     check_refused(lambda: Bundle(tmp_path), r"has no lrmil\.json", CARD)
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / CARD).write_text("{}")
-    check_refused(
-        lambda: Bundle(tmp_path), rf"a training run; its model is {re.escape(str(tmp_path / 'bundle'))}", CARD
-    )
+    check_refused(lambda: Bundle(tmp_path), r"a training run; its model is .*bundle$", CARD)
     check_refused(lambda: Bundle(tmp_path / "nowhere"), "no bundle with this path or name", CARD)
     check_refused(lambda: find_bundle("no-such-bundle"), "shipped bundle", CARD)
 
