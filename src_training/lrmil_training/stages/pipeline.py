@@ -47,7 +47,7 @@ def run_stages(context: RunContext) -> Generator[Event, None, None]:
     evaluation = yield from evaluate_run(context, teacher, students, compared)
     export_bundle(context.folder / BUNDLE, context, teacher, students[STUDENT], evaluation)
     cautions = spread_cautions(context.cohort, teacher)
-    metrics = evaluation.metrics | ({WARNINGS: cautions} if cautions else {})
+    metrics = {**evaluation.metrics, **({WARNINGS: cautions} if cautions else {})}
     write_json(context.folder / METRICS, metrics)  # last: its presence marks a complete folder
     yield Finished(context.folder)
 
