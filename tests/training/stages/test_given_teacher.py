@@ -103,8 +103,8 @@ def test_a_run_without_labels_measures_agreement_alone(run: Run) -> None:
     assert "the slides have no labels" in text and "names no classes: output 0 is class 0, output 1 is class 1" in text
     # The head was never trained, so all slides have much the same probabilities.
     slides = json.loads((folder / "slides.json").read_text())["slides"]
-    first = [s["methods"]["teacher"]["logits"] for s in slides]
-    probabilities = torch.softmax(torch.tensor(first, dtype=torch.float64), dim=1)[:, 0].numpy()
+    logits = [list(s["methods"]["teacher"]["logits"].values()) for s in slides]
+    probabilities = torch.softmax(torch.tensor(logits, dtype=torch.float64), dim=1)[:, 0].numpy()
     assert f"its probabilities differ by {np.ptp(probabilities):.3f} at most over {len(slides)} slides" in caution
     assert caution in text and "hardly tells the classes apart" in (folder / "report.html").read_text()
 
