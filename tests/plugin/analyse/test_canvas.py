@@ -36,8 +36,10 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def settle(dock: Any, qtbot: Any) -> None:
+    """Wait for runs, the live view and the tissue search: its thread stores the tissue before the dock hears of it."""
+    jobs = dock.live_view.predictions, dock.live_view.tissue
     qtbot.waitUntil(
-        lambda: timers_rest(dock) and not dock.session.is_busy and not dock.live_view.predictions.is_busy,
+        lambda: timers_rest(dock) and not dock.session.is_busy and not any(job.is_busy for job in jobs),
         timeout=WAIT_MS,
     )
 
