@@ -19,6 +19,7 @@ from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, attention_colormap, evidence_colormap
 from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
+from napari_lrmil.plugin.viewer.map_clipping import clip_maps
 from napari_lrmil.plugin.viewer.navigation import fly_to
 from napari_lrmil.plugin.viewer.split_view import (
     add_legends,
@@ -169,6 +170,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
             refresh_attention(
                 self._viewer, self._text.prediction, self._slide, self.attention.value(), self.compare_mode
             )
+            clip_maps(self._viewer, self._slide.path)
             self._start_legends()
 
     def _start_legends(self) -> None:
@@ -189,6 +191,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         class_name = self.evidence.value()
         if class_name is not None or lrmil_layers(self._viewer, self._slide.path, role="evidence"):
             show_evidence(self._viewer, self._text.prediction, self._slide, class_name, self.attention.value())
+            clip_maps(self._viewer, self._slide.path)
         self.evidence.show_result(self._text)
 
     def _on_cursor_moved(self, x_um: float, y_um: float) -> None:
