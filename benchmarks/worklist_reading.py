@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,23 @@ class Heart:
     def restart(self) -> None:
         """Forget the longest pause."""
         self._last, self.longest = None, [0.0, 0.0]
+
+
+class Frames:
+    """Notices the first frame that shows what is waited for."""
+
+    def __init__(self, viewer: Any) -> None:
+        self._is_shown: Callable[[], bool] = lambda: False
+        self.drawn: tuple[float, float] | None = None  # seconds, and CPU-seconds of this thread
+        viewer.window._qt_viewer.canvas._scene_canvas.events.draw.connect(self._on_drawn, position="last")
+
+    def wait_for(self, is_shown: Callable[[], bool]) -> None:
+        """Wait for another condition, which is looked at after each frame."""
+        self._is_shown, self.drawn = is_shown, None
+
+    def _on_drawn(self, _: Any) -> None:
+        if self.drawn is None and self._is_shown():
+            self.drawn = time.perf_counter(), time.thread_time()
 
 
 # ---------------------------------------------------------------- the list
@@ -122,22 +140,23 @@ def run_all(dock: Any) -> dict[str, float]:
     return {"run all, s": time.perf_counter() - began, "run all, CPU-s": time.process_time() - cpu}
 
 
-def page(viewer: Any, dock: Any, heart: Heart, drawn: Callable[[], int]) -> dict[str, float] | None:
+def page(viewer: Any, dock: Any, heart: Heart, frames: Frames) -> dict[str, float] | None:
     """Page on; return the figures, None if the next slide has no stored answer."""
     index = dock.order.step(1)
     entry = dock.order.entries[index]
     heart.restart()
+    has_answer = entry.answer is not None and not entry.problem
     began, cpu = time.perf_counter(), time.thread_time()
+    frames.wait_for(partial(_is_shown, viewer, dock, entry.path))
     dock.step(1)
-    if entry.answer is not None and not entry.problem:
-        until(lambda: _is_shown(viewer, dock, entry.path), LONG_S)
-        frames = drawn()
-        until(lambda: drawn() > frames, 10)
-    answer = time.perf_counter() - began, time.thread_time() - cpu
+    if has_answer:
+        until(lambda: frames.drawn is not None, LONG_S)
+    drawn = frames.drawn or (began, cpu)
+    answer = drawn[0] - began, drawn[1] - cpu
     until(lambda: dock.order.current == index and is_settled(dock), LONG_S)
     block = list(heart.longest)
     wait(PAUSE_S)
-    if entry.answer is None or entry.problem:
+    if not has_answer:
         return None
     names = ("longest block, CPU-ms", "longest block, ms", "answer on the screen, ms", "answer on the screen, CPU-ms")
     return dict(zip(names, (1000 * v for v in (*block, *answer)), strict=True))
@@ -160,9 +179,8 @@ def read_list(folder: Path, journal: Path) -> None:
     """Read the whole list and die. Everything done is in the journal before."""
     viewer, dock = open_list(folder)
     figures: dict[str, Any] = {"slides": len(dock.order.entries)} | run_all(dock)
-    frames = [0]
-    viewer.window._qt_viewer.canvas._scene_canvas.events.draw.connect(lambda _: frames.__setitem__(0, frames[0] + 1))
-    heart, pages, done = Heart(), [], []
+    heart, frames = Heart(), Frames(viewer)
+    pages, done = [], []
     figures["failed"] = sum(entry.status.value == "failed" for entry in dock.order.entries)
     while True:
         done.append(judge(dock, len(done)))
@@ -171,7 +189,7 @@ def read_list(folder: Path, journal: Path) -> None:
         journal.write_text(json.dumps({"figures": figures, "pages": pages, "done": done}, indent=1))
         if dock.order.step(1) is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        one = page(viewer, dock, heart, lambda: frames[0])
+        one = page(viewer, dock, heart, frames)
         pages += [one] if one is not None else []
 
 

@@ -33,9 +33,9 @@ def open_window() -> Any:
     """Open a real napari window."""
     import napari
 
-    from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
+    from napari_lrmil.plugin.guards import guard_viewer
 
     viewer = napari.Viewer(show=True)
-    guard_layer_removal(viewer)  # tests without a dock remove layers too
+    guard_viewer(viewer)  # tests without a dock remove layers too
     viewer.window._qt_window.resize(1280, 800)
     return viewer

@@ -30,6 +30,7 @@ from napari_lrmil.plugin.analyse.roi_form import RoiForm
 from napari_lrmil.plugin.analyse.run_bar import RunBar
 from napari_lrmil.plugin.analyse.sections import SaveSection, TissueSection, WhatIfSection
 from napari_lrmil.plugin.analyse.slide_display import SlideDisplay
+from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import DockWidget
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_label
@@ -41,7 +42,6 @@ from napari_lrmil.plugin.session.run_state import SessionState
 from napari_lrmil.plugin.session.session import Session
 from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 from napari_lrmil.plugin.viewer.doctor_action import add_doctor_action
-from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.image_as_slide import make_slide_opener
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
 from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
@@ -86,7 +86,7 @@ class AnalyseWidget(DockWidget):
     def __init__(self, viewer: napari.viewer.Viewer, session: Session | None = None) -> None:
         super().__init__()
         self._viewer = viewer
-        guard_layer_removal(viewer)
+        guard_viewer(viewer)
         open_dropped_slides(viewer)
         add_open_action(viewer)
         add_doctor_action(viewer)

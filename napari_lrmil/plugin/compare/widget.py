@@ -35,6 +35,7 @@ from napari_lrmil.plugin.compare.sections import (
     TeacherRunForm,
     why_no_teacher,
 )
+from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make_label
@@ -43,7 +44,6 @@ from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
 from napari_lrmil.plugin.session.run_state import SessionState
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, count_columns
 from napari_lrmil.plugin.viewer.cursor import CursorTracker
-from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers
 from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
 
@@ -74,7 +74,7 @@ class CompareWidget(DockWidget):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self._viewer = viewer
-        guard_layer_removal(viewer)
+        guard_viewer(viewer)
         self._prediction: Prediction | None = None
         self._comparison: Comparison | None = None
         self._drawn: tuple[Region, ...] = ()

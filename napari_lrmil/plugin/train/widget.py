@@ -21,6 +21,7 @@ from napari_lrmil.core.features.devices import available_devices
 from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import DockWidget, open_dock, tabify_with
 from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.section import make_label
@@ -44,7 +45,6 @@ from napari_lrmil.plugin.train.run_panel import (
     confirm_discard_table,
 )
 from napari_lrmil.plugin.train.run_process import RunPhase, TrainingRun, require_no_run
-from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 
 DOCK_MIN_WIDTH_PX = 340
 POLL_MS = 400  # between reads of the run folder
@@ -72,7 +72,7 @@ class TrainWidget(DockWidget):
     def __init__(self, viewer: napari.viewer.Viewer, settings: SettingsStore | None = None) -> None:
         super().__init__()
         self._viewer = viewer
-        guard_layer_removal(viewer)
+        guard_viewer(viewer)
         self._settings = settings or SettingsStore()
         self._devices = available_devices()
         self.table, self.run = CohortTable(), TrainingRun()

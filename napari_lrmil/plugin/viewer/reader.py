@@ -52,6 +52,10 @@ def read_dropped_slides(path: Paths) -> list[LayerData]:
     from napari import current_viewer
 
     viewer = current_viewer()
+    if viewer is not None:
+        from napari_lrmil.plugin.guards import guard_viewer
+
+        guard_viewer(viewer)  # a slide may be opened without a dock
     shown = _shown_series(viewer) if viewer is not None else frozenset()
     cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
     ask = ask_mpp_with_estimate if viewer is not None else None

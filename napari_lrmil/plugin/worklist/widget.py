@@ -21,11 +21,11 @@ from napari_lrmil.core.text_escapes import printable
 from napari_lrmil.core.worklist.build import read_entry
 from napari_lrmil.core.worklist.entry import Status, WorklistEntry
 from napari_lrmil.plugin.analyse.widget import AnalyseWidget
+from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import find_dock, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, CompareView
-from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
 from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
 from napari_lrmil.plugin.worklist.answer_jobs import (
     AnswerJob,
@@ -74,7 +74,7 @@ class WorklistWidget(WorklistLayout):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self._viewer = viewer
-        guard_layer_removal(viewer)
+        guard_viewer(viewer)
         open_dropped_slides(viewer, partial(open_worklist, viewer))
         self.order = SlideOrder(is_hidden=lambda entry: self.reviewing.is_hidden(entry))
         self.results: Path | None = None

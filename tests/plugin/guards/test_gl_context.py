@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import pytest
 
-from napari_lrmil.plugin.analyse.widget import AnalyseWidget
-from napari_lrmil.plugin.compare.widget import CompareWidget
-from napari_lrmil.plugin.train.widget import TrainWidget
-from napari_lrmil.plugin.viewer import gl_context
-from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
+from napari_lrmil.plugin.guards.gl_context import guard_layer_removal
 from support.window import WAIT_MS, require_screen
 
 # A Shapes layer is removed and a single image stays, so the next two frames use one shader program. Without the guard,
@@ -26,7 +20,7 @@ import sys
 import napari
 import numpy as np
 from qtpy.QtWidgets import QApplication
-from napari_lrmil.plugin.viewer.gl_context import guard_layer_removal
+from napari_lrmil.plugin.guards.gl_context import guard_layer_removal
 
 viewer = napari.Viewer(show=True)
 if "guarded" in sys.argv:
@@ -81,16 +75,6 @@ def test_a_viewer_is_guarded_once_however_napari_hands_it_out(viewer: Any) -> No
     guard_layer_removal(PublicOnlyProxy(viewer))
     guard_layer_removal(viewer)
     assert len(viewer.layers.events.removing.callbacks) == before
-
-
-@pytest.mark.parametrize("widget", [AnalyseWidget, CompareWidget, TrainWidget])
-def test_every_dock_guards_its_viewer(
-    widget: Callable[[Any], Any], viewer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    guarded: WeakSet[Any] = WeakSet()
-    monkeypatch.setattr(gl_context, "_guarded", guarded)
-    viewer.window.add_dock_widget(widget(viewer))
-    assert viewer in guarded
 
 
 @pytest.mark.slow
