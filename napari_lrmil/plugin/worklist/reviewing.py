@@ -177,7 +177,7 @@ class Reviewing:
         if entry.answer is not None or not label:
             is_blind = not self.why_not_blind(entry)
             self._record(blind_verdict(entry, label, comment=self._panel.comment.text(), is_blind=is_blind))
-            self._dock.show_answer()
+            self._dock.answers.show()
 
     def store_comment(self) -> None:
         """Store a changed comment with the verdict; without a verdict it waits for one."""
@@ -217,7 +217,7 @@ class Reviewing:
         index = next((i for i, entry in enumerate(self._dock.order.entries) if entry.name == step.slide), None)
         if index is not None:
             self._dock.show_slide(index)
-            self._dock.show_answer()  # or hide it again
+            self._dock.answers.show()  # or hide it again
 
     # ------------------------------------------------------------ blind reading
 
@@ -276,7 +276,7 @@ class Reviewing:
         self._dock.order.arrange(self._dock.order.arrangement)  # an order by class would tell it
         self._show_list()
         self.show_current()
-        self._dock.show_answer()
+        self._dock.answers.show()
 
     def _show_list(self) -> None:
         """Show the answers in the list that are not hidden, and hide the others."""
@@ -332,7 +332,7 @@ class Reviewing:
 
     def _start_drawing(self, name: str) -> None:
         """Draw regions of a class; on a slide that is being opened, as soon as it is there."""
-        self._dock.leave_side_by_side()
+        self._dock.answers.leave_side_by_side()
         if self.annotations.is_open or self._dock.current is None or self._dock.current.problem:
             self.annotations.start_drawing(name)
         else:

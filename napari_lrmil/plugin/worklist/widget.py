@@ -25,16 +25,8 @@ from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import find_dock, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
-from napari_lrmil.plugin.viewer.attention_layers import CompareMode, CompareView
 from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
-from napari_lrmil.plugin.worklist.answer_jobs import (
-    AnswerJob,
-    SlideAnswer,
-    StoreAnswerJob,
-    shipped_model_of,
-    why_not_stored,
-)
-from napari_lrmil.plugin.worklist.cautions import RowCautions, model_caution
+from napari_lrmil.plugin.worklist.cautions import RowCautions
 from napari_lrmil.plugin.worklist.dock_layout import WorklistLayout
 from napari_lrmil.plugin.worklist.edit_field import takes_text
 from napari_lrmil.plugin.worklist.jobs import (
@@ -49,16 +41,13 @@ from napari_lrmil.plugin.worklist.jobs import (
 )
 from napari_lrmil.plugin.worklist.pager import SlidePager
 from napari_lrmil.plugin.worklist.reviewing import Reviewing
-from napari_lrmil.plugin.worklist.run_store import RunStore
+from napari_lrmil.plugin.worklist.slide_answers import SlideAnswers
 from napari_lrmil.plugin.worklist.slide_order import Arrangement, SlideOrder
 
 if TYPE_CHECKING:
-    from napari_lrmil.core.inference.prediction import Prediction
-    from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.session.session import Session
 
 TITLE, ANALYSE_TITLE = "Worklist (LRMIL)", "Analyse (LRMIL)"
-SINGLE_VIEW = CompareMode(view="wipe", wipe=1 << 20)  # more columns than a slide has: the student's map alone
 RUN_ALL_TIP = "Predict every slide that has no answer"
 
 
@@ -83,14 +72,13 @@ class WorklistWidget(WorklistLayout):
         self._notices: tuple[str, ...] = ()
         self._problems: dict[Path, str] = {}  # of slides that could not be opened; no file states them
         self.cautions = RowCautions()
-        self._model, self._sha256 = "", ""
+        self._sha256 = ""
         self._thumbnails: BackgroundWorker | None = None
-        self.run_store = RunStore(self)
         self._has_analyse = False
         self.pager = SlidePager(viewer, self)
         self._lister = LatestOnly(self._on_list_event, self)
         self._watcher = QFileSystemWatcher(self)
-        self.reviewing = Reviewing(self)
+        self.reviewing, self.answers = Reviewing(self), SlideAnswers(self)
         self._connect()
         self.join_analyse()
 
@@ -105,7 +93,6 @@ class WorklistWidget(WorklistLayout):
         self.results_button.clicked.connect(self._ask_results)
         self.previous.clicked.connect(lambda _: self.step(-1))
         self.next.clicked.connect(lambda _: self.step(1))
-        self.run_store.stored.connect(self._on_stored)
         self.filling.requested.connect(self._start_run_all)
         self.filling.predicted.connect(self._on_predicted)
         self.filling.skipped.connect(self._on_skipped)
@@ -113,9 +100,6 @@ class WorklistWidget(WorklistLayout):
         self.filling.ended.connect(self._on_run_all_end)
         self.list.slide_chosen.connect(self.show_slide)
         self.list.arranged.connect(self._arrange)
-        self.pager.arrived.connect(self._on_arrived)
-        self.pager.answered.connect(self._on_answered)
-        self.pager.failed.connect(self._on_slide_failed)
         self.pager.progress.connect(self.show_status)
         self._watcher.fileChanged.connect(self._on_file_changed)
         for key, by in (("PgDown", 1), ("PgUp", -1)):
@@ -157,7 +141,7 @@ class WorklistWidget(WorklistLayout):
         self._has_analyse = True
         session = self.session
         connect_until_destroyed(
-            self, [(session.changed, self._on_session_changed), (session.finished, self._on_run_finished)]
+            self, [(session.changed, self._on_session_changed), (session.finished, self.answers.take_run)]
         )
         self.pager.join(session)
         self.reviewing.join(session)
@@ -170,7 +154,7 @@ class WorklistWidget(WorklistLayout):
 
     def _on_analyse_removed(self) -> None:
         self.session.changed.disconnect(self._on_session_changed)
-        self.session.finished.disconnect(self._on_run_finished)
+        self.session.finished.disconnect(self.answers.take_run)
         self._has_analyse = False
         self.pager.stop()
         self.filling.stop()
@@ -186,8 +170,7 @@ class WorklistWidget(WorklistLayout):
 
     def _on_session_changed(self) -> None:
         bundle = self.session.bundle
-        if self.pager.has_arrived and not self.session.is_model_automatic:
-            self._model = self.session.bundle_name
+        self.answers.note_model()
         sha256 = bundle.sha256 if bundle is not None else ""
         if sha256 != self._sha256:
             self._sha256 = sha256
@@ -198,32 +181,7 @@ class WorklistWidget(WorklistLayout):
 
     def _on_model_changed(self) -> None:
         self.reviewing.note_models(self._sha256)
-        if self.pager.has_arrived and self.current is not None:
-            self.pager.forget(self.current)
-            self._fetch_answer()
-
-    def _on_run_finished(self, prediction: Prediction) -> None:
-        """Store an answer that the user has computed in the Analyse dock. One that the list has shown is stored."""
-        path = prediction.path
-        self.reviewing.see(path)
-        self._refresh_path(path)  # a list that is read blind hides it no longer
-        index = self.order.index_of_path(path)
-        if prediction is self.pager.answer(path):
-            return
-        if prediction.teacher is not None and self.analyse.result_view.compare_mode == SINGLE_VIEW:
-            self.analyse.result_view.set_compare_mode(CompareMode())  # the user has asked for the teacher
-        if index is None or self.results is None:
-            return
-        self.show_status(why_not_stored(self.order.entries[index], prediction))
-        if self.status.text():
-            return
-        slide = next((slide for slide in self.session.slides if slide.path == path), None)
-        listed = self.order.entries[index].slide
-        self.run_store.store(StoreAnswerJob(listed, slide.given_mpp if slide else listed.mpp, self.results, prediction))
-
-    def _on_stored(self, answer: SlideAnswer) -> None:
-        self.pager.keep_answer(answer.path, answer.prediction)
-        self._set_problem(answer.path, "")
+        self.answers.renew()
 
     # ------------------------------------------------------------ list
 
@@ -313,7 +271,7 @@ class WorklistWidget(WorklistLayout):
                     self.list.show_thumbnail(path, pixels)
                     self._note_kind(path, is_phantom=is_phantom)
                 else:
-                    self._set_problem(path, problem)
+                    self.set_problem(path, problem)
 
     # ------------------------------------------------------------ entries
 
@@ -322,15 +280,16 @@ class WorklistWidget(WorklistLayout):
         """The entry that is shown; None before the first."""
         return self.order.entries[self.order.current] if self.order.current is not None else None
 
-    def _set_problem(self, path: Path, problem: str) -> None:
+    def set_problem(self, path: Path, problem: str) -> None:
         """Note why a slide cannot be opened; an empty text ends the problem."""
         if problem:
             self._problems[path] = problem
         else:
             self._problems.pop(path, None)
-        self._refresh_path(path)
+        self.refresh_path(path)
 
-    def _refresh_path(self, path: Path) -> None:
+    def refresh_path(self, path: Path) -> None:
+        """Read the files of a slide's entry again, if it is in the list, and show it."""
         index = self.order.index_of_path(path)
         if index is not None:
             self.refresh_entry(index)
@@ -394,112 +353,11 @@ class WorklistWidget(WorklistLayout):
             self._watcher.removePaths(self._watcher.files())
         if entry.slide.problem or not entry.path.exists():
             self.pager.show_nothing()
-            self._prepare_next()
+            self.answers.prepare_next()
         else:
             self._watcher.addPath(str(entry.path))
             self.pager.show(entry.slide)
         self.reviewing.show_current()
-
-    def _on_arrived(self, path: Path) -> None:
-        index = self.order.current
-        if index is None or self.order.entries[index].path != path:
-            return
-        if not self.session.bundle_name:  # each subfolder has a model of its own, a list has one
-            model = self._model or self._model_of_answer(self.order.entries[index])
-            if model:
-                self.analyse.open_model(model)
-        self.reviewing.open_annotations()
-        self._set_problem(path, "")
-        if self.pager.answer(path) is None:
-            self._fetch_answer()
-        else:
-            self._on_answered(path)
-
-    def _model_of_answer(self, entry: WorklistEntry) -> str:
-        """Return the shipped model of a stored answer; empty if it knows phantoms only and the slide is tissue."""
-        slide, answer = self.session.slide, entry.answer
-        is_tissue = slide is not None and not slide.is_phantom
-        if answer is None or (is_tissue and model_caution(answer, None)):
-            return ""
-        return shipped_model_of(answer)
-
-    def _fetch_answer(self) -> None:
-        slide, entry = self.session.slide, self.current
-        if entry is None or slide is None or slide.path != entry.path:
-            return
-        job = self._answer_job(entry, slide)
-        if job is not None:
-            self.pager.fetch_answer(job)
-
-    def _answer_job(self, entry: WorklistEntry, choice: SlideChoice) -> AnswerJob | None:
-        session = self.session
-        if session.bundle is None or self.results is None:
-            return None
-        may_compute = choice.is_phantom or session.is_model_for(choice.path.parent)
-        return AnswerJob(
-            entry,
-            choice,
-            self.results,
-            session.bundle,
-            session.choices.device,
-            session.open_slides,
-            session.cache,
-            computes=may_compute and not self.filling.is_running and not session.is_busy,
-        )
-
-    def _on_answered(self, path: Path) -> None:
-        index = self.order.index_of_path(path)
-        if index is None:
-            return
-        self.refresh_entry(index)
-        if index == self.order.current:
-            self.show_answer()
-            self._prepare_next()
-
-    def show_answer(self) -> None:
-        """Show the answer of the current slide on the canvas, unless it is hidden until the verdict."""
-        entry = self.current
-        if entry is None or not self.pager.has_arrived:
-            return
-        if self.reviewing.is_hidden(entry):
-            if self.session.prediction is not None:  # of a verdict that was taken back
-                self.session.forget_shown()
-            return
-        prediction = self.pager.answer(entry.path)
-        if prediction is not None:
-            self.reviewing.see(entry.path)
-            if prediction.teacher is not None and not self._has_compare():
-                self._set_view("side", SINGLE_VIEW)
-            self.session.show_stored(prediction)
-
-    def _has_compare(self) -> bool:
-        from napari_lrmil.plugin.compare.widget import CompareWidget  # here, because few readers compare
-
-        return find_dock(self._viewer, CompareWidget) is not None
-
-    def leave_side_by_side(self) -> None:
-        """Show student and teacher in one view, because napari cannot draw in two."""
-        self._set_view("side", replace(self.analyse.result_view.compare_mode, view="wipe"))
-
-    def _set_view(self, before: CompareView, mode: CompareMode) -> None:
-        if self.analyse.result_view.compare_mode.view == before:
-            self.analyse.result_view.set_compare_mode(mode)
-
-    def _prepare_next(self) -> None:
-        following = self.order.step(1)
-        entry = self.order.entries[following] if following is not None else None
-        is_usable = entry is not None and not entry.slide.problem and entry.path.exists()
-        if entry is None or not is_usable:
-            self.pager.prepare(None, lambda _: None)
-        else:
-            self.pager.prepare(entry.slide, partial(self._answer_job, entry))
-
-    def _on_slide_failed(self, path: Path, problem: str) -> None:
-        self._set_problem(path, problem)
-        if self.current is not None and path == self.current.path:
-            self.reviewing.stop_waiting()
-            self.reviewing.show_current()
-            self._prepare_next()
 
     # ------------------------------------------------------------ run all
 
@@ -516,16 +374,16 @@ class WorklistWidget(WorklistLayout):
 
     def _end_skipped(self) -> None:
         for path in self.cautions.forget_skipped():
-            self._refresh_path(path)
+            self.refresh_path(path)
 
     def _on_skipped(self, path: Path) -> None:
         self.cautions.note_skipped(path)
-        self._refresh_path(path)
+        self.refresh_path(path)
 
     def _on_predicted(self, path: Path) -> None:
-        self._set_problem(path, "")
+        self.set_problem(path, "")
         if self.current is not None and self.current.path == path:
-            self._fetch_answer()
+            self.answers.fetch()
 
     def _refresh_named(self, file_name: str) -> None:
         """Show the failures of slides by the names of their files, which the table of failures states."""

@@ -96,7 +96,7 @@ def test_stored_answers_of_the_teacher_open_in_one_view_and_draw_leaves_two(
     dock = make_worklist(folder)
     dock.analyse.run(TeacherPatches.ALL)
     teacher = folder / "predictions" / "a" / "teacher_attention.h5"
-    qtbot.waitUntil(lambda: teacher.exists() and not dock.run_store.is_busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: teacher.exists() and not dock.answers.run_store.is_busy, timeout=WAIT_MS)
     assert viewer.canvas.grid.enabled, "the user has asked for both"
     dock = open_again(dock, make_worklist, viewer, folder, qtbot)
     dock.review.blind.setChecked(False)

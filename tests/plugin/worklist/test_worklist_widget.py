@@ -241,9 +241,9 @@ def test_an_answer_of_the_analyse_dock_is_stored_with_the_list(
 ) -> None:
     dock = make_worklist(folder)
     teacher = folder / "predictions" / "a" / "teacher_attention.h5"
-    assert not teacher.exists() and not dock.run_store.is_busy, "a restored answer is not stored again"
+    assert not teacher.exists() and not dock.answers.run_store.is_busy, "a restored answer is not stored again"
     dock.analyse.run(TeacherPatches.ALL)
-    qtbot.waitUntil(lambda: teacher.exists() and not dock.run_store.is_busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: teacher.exists() and not dock.answers.run_store.is_busy, timeout=WAIT_MS)
     prediction = dock.session.prediction
     assert prediction.teacher is not None and dock.pager.answer(folder / "a.tif") is prediction
     page(dock, qtbot)
@@ -487,7 +487,7 @@ def test_a_list_opens_blind_as_it_was_left_and_a_run_ends_the_blinding_of_its_sl
     dock = make_worklist(folder)
     assert dock.review.blind.isChecked() and dock.session.prediction is None
     dock.analyse.run(TeacherPatches.NONE)
-    qtbot.waitUntil(lambda: dock.session.prediction is not None and not dock.run_store.is_busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: dock.session.prediction is not None and not dock.answers.run_store.is_busy, timeout=WAIT_MS)
     qtbot.waitUntil(lambda: not dock.review.buttons[Verdict.AGREE].isHidden(), timeout=WAIT_MS)
     dock.reviewing.open(folder / "predictions")
     assert not dock.reviewing.is_hidden(dock.current), "an answer that was seen is not forgotten with the list"
@@ -501,7 +501,7 @@ def test_an_answer_that_was_seen_before_the_program_was_killed_is_not_read_blind
     SettingsStore().remember_blind(True)
     dock = make_worklist(folder)
     dock.analyse.run(TeacherPatches.NONE)
-    qtbot.waitUntil(lambda: dock.session.prediction is not None and not dock.run_store.is_busy, timeout=WAIT_MS)
+    qtbot.waitUntil(lambda: dock.session.prediction is not None and not dock.answers.run_store.is_busy, timeout=WAIT_MS)
     dock = open_again(dock, make_worklist, viewer, folder, qtbot)
     assert dock.current.name == "a" and not dock.reviewing.is_hidden(dock.current)
     dock.review.buttons[Verdict.AGREE].click()
