@@ -29,6 +29,7 @@ from napari_lrmil.plugin.viewer.split_view import (
     show_evidence,
     show_picked_patches,
 )
+from napari_lrmil.plugin.viewer.wipe_line import draw_wipe_line
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -171,6 +172,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
                 self._viewer, self._text.prediction, self._slide, self.attention.value(), self.compare_mode
             )
             clip_maps(self._viewer, self._slide.path)
+            draw_wipe_line(self._viewer, self._slide.path, self._text.prediction, self.compare_mode)
             self._start_legends()
 
     def _start_legends(self) -> None:

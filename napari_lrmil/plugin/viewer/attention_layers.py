@@ -85,6 +85,11 @@ def count_columns(prediction: Prediction) -> int:
     return int((x.max() - x.min()) // prediction.student.patch_level0[0]) + 1
 
 
+def count_columns_left(prediction: Prediction, compare: CompareMode) -> int:
+    """Return the number of columns of LR patches left of the wipe."""
+    return count_columns(prediction) // 2 if compare.wipe is None else compare.wipe
+
+
 # ---------------------------------------------------------------- attention and difference
 
 
@@ -117,7 +122,7 @@ def build_map_layers(
     student, teacher = layers["student"], layers["teacher"]
     teacher[1]["metadata"] = LayerTag("wipe", prediction.path, mpp, given_mpp).as_metadata()
     patch = prediction.student.patch_level0[0]
-    left = count_columns(prediction) // 2 if compare.wipe is None else compare.wipe
+    left = count_columns_left(prediction, compare)
     edge = int(prediction.student.coords[:, 0].min()) + left * patch  # level-0 x
     _cut_at_wipe(student, prediction, edge, patch, is_left=True)
     _cut_at_wipe(teacher, prediction, edge, _teacher_map(prediction, compare.pooled).patch_level0[0], is_left=False)

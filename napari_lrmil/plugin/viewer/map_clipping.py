@@ -36,14 +36,20 @@ def clip_maps(viewer: ViewerModel, path: Path) -> None:
         File of the slide; its maps are left whole if it has no layer.
     """
     end_um = _lower_right_um(viewer, path)
-    window = getattr(unwrap(viewer), "window", None)
-    if end_um is None or window is None:
+    if end_um is None:
         return
     for role in (*MAP_ROLES, "evidence"):
         for layer in lrmil_layers(viewer, path, role=role):
-            visual = window._qt_viewer.canvas.layer_to_visual.get(layer)
-            if visual is not None and hasattr(visual.node, "attach"):  # not one that napari draws in several textures
-                _clip(visual.node, layer, end_um)
+            node = find_node(viewer, layer)
+            if node is not None:
+                _clip(node, layer, end_um)
+
+
+def find_node(viewer: ViewerModel, layer: Image) -> Node | None:
+    """Return the visual of an image; None without a window, and if napari draws it in several textures."""
+    window = getattr(unwrap(viewer), "window", None)
+    visual = window._qt_viewer.canvas.layer_to_visual.get(layer) if window is not None else None
+    return visual.node if visual is not None and hasattr(visual.node, "attach") else None
 
 
 def _lower_right_um(viewer: ViewerModel, path: Path) -> Float | None:

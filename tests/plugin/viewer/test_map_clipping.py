@@ -29,10 +29,11 @@ def dock(make_dock: MakeDock, tmp_path: Path, qtbot: Any) -> Any:
 
 
 def draw_alone(viewer: Any, layer: Any) -> NDArray[np.bool_]:
-    """Return where a layer changes the canvas, without colour bar and texts; the view shows 0.4 mm."""
+    """Return where a layer changes the canvas, without colour bar and texts; a pixel shows 1 µm around the slide."""
     layer.colorbar.visible = viewer.canvas.overlays.text.visible = viewer.canvas.overlays.scale_bar.visible = False
     camera = viewer.scene.camera
-    camera.center, camera.zoom = (HEIGHT * MPP / 2, WIDTH * MPP / 2), 1.0
+    middle_um = np.array([HEIGHT * MPP / 2, WIDTH * MPP / 2, 1.0])
+    camera.center, camera.zoom = tuple((layer.affine.affine_matrix @ middle_um)[:2]), 1.0
     pictures = []
     for opacity in (1.0, 0.0):
         layer.opacity = opacity

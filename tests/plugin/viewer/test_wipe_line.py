@@ -1,0 +1,72 @@
+"""The border between both maps of the wipe view is a line on the screen, and no layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_lrmil.plugin.viewer.attention_layers import CompareMode
+from napari_lrmil.plugin.viewer.layers import lrmil_layers
+from support.window import WAIT_MS, MakeDock, timers_rest
+
+PATCH_UM, COLUMNS, HEIGHT_UM = 128, 5, 500
+
+
+@pytest.fixture
+def dock(make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any) -> Any:
+    """Return a dock with the answer of both networks in the wipe view."""
+    dock = make_dock(slide_path)
+    dock.with_teacher.native.click()
+    dock.run_button.native.click()
+    qtbot.waitUntil(lambda: dock.session.prediction is not None and timers_rest(dock), timeout=WAIT_MS)
+    dock.result_view.set_compare_mode(CompareMode("wipe", 2))
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
+    return dock
+
+
+def find_line(viewer: Any) -> list[float]:
+    """Return x in µm of the white columns of pixels across the middle of the map, from left to right."""
+    for layer in viewer.layers:
+        layer.colorbar.visible = False
+    viewer.canvas.overlays.text.visible = viewer.canvas.overlays.scale_bar.visible = False
+    camera = viewer.scene.camera
+    camera.center, camera.zoom = (HEIGHT_UM / 2, COLUMNS * PATCH_UM / 2), 0.5
+    picture = viewer.screenshot(canvas_only=True, flash=False)[..., :3]
+    middle = picture.shape[0] // 2
+    is_white = (picture[middle - 50 : middle + 50] == 255).all(axis=(0, 2))
+    return (camera.center[-1] + (np.flatnonzero(is_white) + 0.5 - picture.shape[1] / 2) / camera.zoom).tolist()
+
+
+@pytest.mark.parametrize("left", [1, 2, 4])
+def test_the_line_follows_the_wipe(dock: Any, viewer: Any, left: int) -> None:
+    dock.result_view.set_compare_mode(CompareMode("wipe", left))
+    line = find_line(viewer)
+    assert len(line) == 2, "two pixels wide at every zoom"
+    assert left * PATCH_UM - 8 <= min(line) < max(line) <= left * PATCH_UM, "left of the border"
+
+
+def test_the_line_is_no_layer_and_goes_with_its_map(dock: Any, viewer: Any) -> None:
+    roles = {layer.metadata["napari_lrmil"]["role"] for layer in viewer.layers}
+    assert roles <= {"underlay", "slide", "attention", "wipe"} and find_line(viewer)
+    [student] = lrmil_layers(viewer, role="attention")
+    student.visible = False
+    assert not find_line(viewer)
+    student.visible = True
+    student.opacity = 0.1
+    assert find_line(viewer), "it does not pale with the map"
+
+
+@pytest.mark.parametrize("mode", [CompareMode("wipe", 0), CompareMode("wipe", COLUMNS), CompareMode("difference")])
+def test_without_a_border_there_is_no_line(dock: Any, viewer: Any, mode: CompareMode) -> None:
+    dock.result_view.set_compare_mode(mode)
+    assert not find_line(viewer)
+
+
+def test_two_views_have_no_line(dock: Any, viewer: Any) -> None:
+    dock.result_view.set_compare_mode(CompareMode("side"))
+    assert not find_line(viewer)
+    dock.result_view.set_compare_mode(CompareMode("wipe", 3))
+    assert find_line(viewer)
