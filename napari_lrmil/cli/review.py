@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,33 +90,41 @@ def join_reviews(files: Sequence[Path]) -> list[ReviewRow]:
 
 
 def _print_comparison(comparison: ReviewComparison) -> None:
-    """Print counts and kappas, and what limits them."""
-    print_result(_table([_COUNT_HEAD, *map(_count_cells, comparison.counts)]))
+    """Print counts and kappas, and what limits them. With several models, each of them has rows of its own."""
+    has_several = len(comparison.models) > 1
+    print_result(_table([_COUNT_HEAD, *(_count_cells(counts, has_several) for counts in comparison.counts)]))
     print_result("")
-    print_result(_table([_PAIR_HEAD, *map(_pair_cells, comparison.pairs)]))
+    print_result(_table([_PAIR_HEAD, *(_pair_cells(pair, has_several) for pair in comparison.pairs)]))
     for pair in comparison.pairs:
         if pair.reason:
-            print_notice(f"{pair.first} and {pair.second}", pair.reason)
-    if len(comparison.models) > 1:
-        names = ", ".join(f"{printable(name)} ({sha256[:8]})" for name, sha256 in comparison.models)
-        print_notice("", f"the verdicts are on answers of several models: {names}")
+            print_notice(f"{pair.first} and {_second(pair, has_several)}", pair.reason)
+    if has_several:
+        names = ", ".join(printable(model.text) for model in comparison.models)
+        print_notice("", f"the verdicts are on answers of several models, which are not pooled: {names}")
 
 
 _COUNT_HEAD = ("reviewer", "slides", "agree", "disagree", "unsure", "blind", "no class")
 _PAIR_HEAD = ("raters", "slides", "patients", "same class", "kappa", "95 % interval")
+NO_ANSWER = "no answer"
 
 
-def _count_cells(counts: ReviewerCounts) -> tuple[str, ...]:
+def _count_cells(counts: ReviewerCounts, has_several: bool) -> tuple[str, ...]:
     numbers = (counts.slides, counts.agree, counts.disagree, counts.unsure, counts.blind, counts.without_class)
-    return (printable(counts.reviewer), *map(str, numbers))
+    model = f" · {counts.model.text if counts.model is not None else NO_ANSWER}" if has_several else ""
+    return (printable(f"{counts.reviewer}{model}"), *map(str, numbers))
 
 
-def _pair_cells(pair: PairAgreement) -> tuple[str, ...]:
+def _pair_cells(pair: PairAgreement, has_several: bool) -> tuple[str, ...]:
     share = "–" if pair.same_class is None else f"{pair.same_class:.0%}"
     kappa = "–" if pair.kappa is None else f"{pair.kappa:.2f}"
     bounds = "–" if pair.low is None or pair.high is None else f"{pair.low:.2f} to {pair.high:.2f}"
-    names = f"{printable(pair.first)} · {printable(pair.second)}"
+    names = f"{printable(pair.first)} · {printable(_second(pair, has_several))}"
     return (names, str(pair.slides), str(pair.patients), share, kappa, bounds)
+
+
+def _second(pair: PairAgreement, has_several: bool) -> str:
+    """Return the name of the second rater; that of a model names which one, if there are several."""
+    return f"{pair.second} {pair.model.text}" if has_several and pair.model is not None else pair.second
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -139,21 +147,26 @@ def write_tables(folder: Path, comparison: ReviewComparison) -> None:
             *(pair.first, pair.second, pair.slides, pair.patients),
             *map(_figure, (pair.same_class, pair.kappa, pair.low, pair.high)),
             *(pair.interval, pair.reason),
+            *((pair.model.bundle, pair.model.bundle_sha256) if pair.model is not None else ("", "")),
         )
         for pair in comparison.pairs
     ]
-    write_csv(folder / AGREEMENT_TABLE, [head, *rows])
-    names = [counts.reviewer for counts in comparison.counts]
-    columns = [f"{name} {column}" for name in names for column in ("verdict", "class", "model", "comment")]
-    slides = [
-        [slide, *(cell for name in names for cell in _slide_cells(verdicts.get(name)))]
-        for slide, verdicts in comparison.slides.items()
-    ]
+    write_csv(folder / AGREEMENT_TABLE, [(*head, *_MODEL_COLUMNS), *rows])
+    names = comparison.reviewers
+    columns = [f"{name} {column}" for cells in (_VERDICT_COLUMNS, _MODEL_COLUMNS) for name in names for column in cells]
+    slides = [[slide, *_slide_cells(names, verdicts)] for slide, verdicts in comparison.slides.items()]
     write_csv(folder / SLIDES_TABLE, [["slide", *columns], *slides])
 
 
-def _slide_cells(row: ReviewRow | None) -> tuple[str, ...]:
-    return ("",) * 4 if row is None else (row.verdict.value, row.label, row.predicted, row.comment)
+_VERDICT_COLUMNS = ("verdict", "class", "model", "comment")  # of each reviewer in ``review_slides.csv``
+_MODEL_COLUMNS = ("bundle", "bundle_sha256")  # after all of them: earlier versions did not write these
+
+
+def _slide_cells(names: Sequence[str], verdicts: Mapping[str, ReviewRow]) -> list[str]:
+    rows = [verdicts.get(name) for name in names]
+    cells = [(row.verdict.value, row.label, row.predicted, row.comment) if row else ("",) * 4 for row in rows]
+    models = [(row.bundle, row.bundle_sha256) if row else ("",) * 2 for row in rows]
+    return [cell for of_reviewer in (*cells, *models) for cell in of_reviewer]
 
 
 def _figure(value: float | None) -> str:

@@ -36,7 +36,10 @@ def test_two_reviewers_are_compared_from_the_folders_of_each(call: Call, tmp_pat
     assert 0 < float(rows[1][6]) < float(rows[1][5]) == round(5 / 6, 6)
     slides = read_csv(tmp_path / "out" / "review_slides.csv")
     assert slides[0][:5] == ["slide", "Anna verdict", "Anna class", "Anna model", "Anna comment"]
-    assert slides[11] == ["s10", "agree", "a", "a", "", "disagree", "b", "a", ""]
+    models = ["demo", "f" * 64] * 2
+    assert slides[11] == ["s10", "agree", "a", "a", "", "disagree", "b", "a", "", *models]
+    assert rows[0][-2:] == ["bundle", "bundle_sha256"]
+    assert [row[-2:] for row in rows[1:]] == [["", ""], *[["demo", "f" * 64]] * 2]
 
 
 def test_answers_of_several_models_are_said_and_a_choice_of_reviewers_is_kept(call: Call, tmp_path: Path) -> None:
@@ -45,7 +48,20 @@ def test_answers_of_several_models_are_said_and_a_choice_of_reviewers_is_kept(ca
         ReviewRow("s0", "", Verdict.AGREE, "a", predicted="a", bundle="demo", bundle_sha256="1" * 64)
     )
     code, out, err = call("review", tmp_path)
-    assert code == 0 and "demo (ffffffff), demo (11111111)" in " ".join(err.split())
+    assert code == 0 and "not pooled: demo (ffffffff), demo (11111111)" in " ".join(err.split())
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "Anna · demo (ffffffff) 2 2 0 0 0 0" in lines and "Ben · demo (11111111) 1 1 0 0 0 0" in lines
+    assert any(line.startswith("Anna · model demo (ffffffff) 2 2 100% 1.00") for line in lines)
+    assert any(line.startswith("Ben · model demo (11111111) 1 1 100%") for line in lines)
+    agreement = read_csv(tmp_path / "review_agreement.csv")
+    assert [row[:3] + row[-2:] for row in agreement[1:]] == [
+        ["Anna", "Ben", "1", "", ""],
+        ["Anna", "model", "2", "demo", "f" * 64],
+        ["Ben", "model", "1", "demo", "1" * 64],
+    ]
+    slides = read_csv(tmp_path / "review_slides.csv")
+    assert slides[0][-4:] == ["Anna bundle", "Anna bundle_sha256", "Ben bundle", "Ben bundle_sha256"]
+    assert slides[2][-4:] == ["demo", "f" * 64, "", ""]
     code, out, _ = call("review", tmp_path, "--reviewer", "Anna")
     assert code == 0 and "Ben" not in out and (tmp_path / "review_agreement.csv").exists()
     assert call("review", tmp_path, "--reviewer", "Eve")[0] == 2

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -21,8 +21,25 @@ MAX_UNDEFINED = 0.05  # share of resamples without a kappa; leaving out more wou
 
 
 @dataclass(frozen=True)
+class ReviewedModel:
+    """A model whose answers were reviewed: name and hash, both empty in rows that do not state them.
+
+    Models of one hash are one model, however their folders are called.
+    """
+
+    bundle: str
+    bundle_sha256: str
+
+    @property
+    def text(self) -> str:
+        """Name and beginning of the hash."""
+        digest = f" ({self.bundle_sha256[:8]})" if self.bundle_sha256 else ""
+        return f"{self.bundle or 'without a name'}{digest}"
+
+
+@dataclass(frozen=True)
 class ReviewerCounts:
-    """Verdicts of one reviewer.
+    """Verdicts of one reviewer, on the answers of one model if there are several.
 
     Attributes
     ----------
@@ -34,6 +51,8 @@ class ReviewerCounts:
         Verdicts that were given before the model's answer was shown.
     without_class
         Disagreements that name no class; they have no part in kappa.
+    model
+        The model, if there are several; otherwise None.
     """
 
     reviewer: str
@@ -43,6 +62,7 @@ class ReviewerCounts:
     unsure: int
     blind: int
     without_class: int
+    model: ReviewedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,8 @@ class PairAgreement:
         Units that the bootstrap drew, see `Resampler.interval`.
     confusion
         (class of the first, class of the second) -> number of slides.
+    model
+        The model whose answers are the second; None of two reviewers, and without an answer.
     """
 
     first: str
@@ -78,6 +100,7 @@ class PairAgreement:
     reason: str
     interval: str
     confusion: Mapping[tuple[str, str], int]
+    model: ReviewedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -86,20 +109,23 @@ class ReviewComparison:
 
     Attributes
     ----------
+    reviewers
+        Names.
     counts
-        One per reviewer.
+        One per reviewer, or one per reviewer and model if there are several models.
     pairs
-        Every two reviewers, then every reviewer and the model.
+        Every two reviewers, then every reviewer and each model that this reviewer saw: answers are never pooled.
     slides
         Slide -> reviewer -> verdict.
     models
-        Name and hash of the models whose answers were reviewed.
+        The models whose answers were reviewed.
     """
 
+    reviewers: tuple[str, ...]
     counts: tuple[ReviewerCounts, ...]
     pairs: tuple[PairAgreement, ...]
     slides: Mapping[str, Mapping[str, ReviewRow]]
-    models: tuple[tuple[str, str], ...]
+    models: tuple[ReviewedModel, ...]
 
 
 def compare_reviewers(
@@ -127,22 +153,58 @@ def compare_reviewers(
     if missing or not names:
         available = ", ".join(sorted({row.reviewer for row in rows})) or "nobody"
         raise ConfigError(f"no verdict of {', '.join(missing) or 'any reviewer'}; there are verdicts of {available}")
+    by_model = _split_by_model(by_reviewer)
+    models = tuple(dict.fromkeys(model for parts in by_model.values() for model in parts if model is not None))
     pairs = [
         _agreement(first, second, _paired(by_reviewer[first], by_reviewer[second]), resamples)
         for first, second in combinations(names, 2)
     ]
-    pairs += [_agreement(name, MODEL, _paired_with_model(by_reviewer[name]), resamples) for name in names]
+    pairs += [pair for name in names for pair in _agree_with_models(name, by_model[name], resamples)]
     order = dict.fromkeys(row.slide for row in rows)
     slides = {
         slide: {name: by_reviewer[name][slide] for name in names if slide in by_reviewer[name]} for slide in order
     }
-    used = [row for verdicts in by_reviewer.values() for row in verdicts.values()]
-    models = dict.fromkeys((row.bundle, row.bundle_sha256) for row in used if row.bundle_sha256)
-    counts = tuple(_counts(name, [*by_reviewer[name].values()]) for name in names)
-    return ReviewComparison(counts, tuple(pairs), {s: r for s, r in slides.items() if r}, tuple(models))
+    counts = _count_each(by_model) if len(models) > 1 else [_counts(name, v) for name, v in by_reviewer.items()]
+    return ReviewComparison(tuple(names), tuple(counts), tuple(pairs), {s: r for s, r in slides.items() if r}, models)
 
 
-def _counts(name: str, rows: Collection[ReviewRow]) -> ReviewerCounts:
+_Verdicts = Mapping[str, ReviewRow]  # slide -> verdict of one reviewer
+_ByModel = Mapping[ReviewedModel | None, _Verdicts]  # None: verdicts without an answer
+
+
+def _split_by_model(by_reviewer: Mapping[str, _Verdicts]) -> dict[str, _ByModel]:
+    """Return the verdicts of each reviewer by the model whose answer they are on."""
+    parts: dict[str, dict[ReviewedModel | None, dict[str, ReviewRow]]] = {}
+    bundles: dict[str, str] = {}  # hash -> first name
+    for name, verdicts in by_reviewer.items():
+        parts[name] = {}
+        for slide, row in verdicts.items():
+            sha256 = row.bundle_sha256
+            bundle = bundles.setdefault(sha256, row.bundle) if sha256 else row.bundle
+            model = ReviewedModel(bundle, sha256) if row.predicted else None
+            parts[name].setdefault(model, {})[slide] = row
+    return {name: dict(of_reviewer) for name, of_reviewer in parts.items()}
+
+
+def _agree_with_models(name: str, parts: _ByModel, resamples: int) -> list[PairAgreement]:
+    """Return the agreement of one reviewer with each model; with none, one that says that there is no answer."""
+    return [
+        replace(_agreement(name, MODEL, _paired_with_model(verdicts), resamples), model=model)
+        for model, verdicts in parts.items()
+        if model is not None or len(parts) == 1
+    ]
+
+
+def _count_each(by_model: Mapping[str, _ByModel]) -> list[ReviewerCounts]:
+    return [
+        replace(_counts(name, verdicts), model=model)
+        for name, parts in by_model.items()
+        for model, verdicts in parts.items()
+    ]
+
+
+def _counts(name: str, rows_by_slide: _Verdicts) -> ReviewerCounts:
+    rows = rows_by_slide.values()
     verdicts = Counter(row.verdict for row in rows)
     return ReviewerCounts(
         name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,39 @@ def test_an_interval_without_width_is_none() -> None:
     (pair,) = compare_reviewers(reviews("Anna", "a" * 12, "ab" * 6), resamples=100).pairs
     assert pair.kappa == pytest.approx(0.0) and (pair.low, pair.high) == (None, None)
     assert "every resample has the same kappa" in pair.reason
+
+
+def test_answers_of_two_models_are_not_pooled() -> None:
+    """Anna agrees with the first model always and with the second never: pooled, that would be kappa 0."""
+    first = reviews("Anna", "abababab", "abababab")
+    second = [
+        replace(row, slide=f"t{i}", bundle="late", bundle_sha256="e", predicted="ba"[i % 2])
+        for i, row in enumerate(first)
+    ]
+    unanswered = [replace(first[0], slide="u", predicted="", bundle_sha256="")]
+    comparison = compare_reviewers(first + second + unanswered + reviews("Ben", "ab", "ab"), resamples=100)
+    assert [model.bundle_sha256 for model in comparison.models] == ["f", "e"]
+    by_model = [(p.first, p.model.bundle_sha256, p.slides, p.kappa) for p in comparison.pairs if p.model is not None]
+    assert by_model == [("Anna", "f", 8, 1.0), ("Anna", "e", 8, -1.0), ("Ben", "f", 2, 1.0)]
+    counts = [(c.reviewer, c.model and c.model.bundle_sha256, c.slides) for c in comparison.counts]
+    assert counts == [("Anna", "f", 8), ("Anna", "e", 8), ("Anna", None, 1), ("Ben", "f", 2)]
+    assert comparison.reviewers == ("Anna", "Ben") and comparison.pairs[0].model is None
+
+
+def test_a_model_whose_folder_was_renamed_is_one_model() -> None:
+    rows = reviews("Anna", "abab", "abab")
+    renamed = [replace(row, bundle="other name") for row in rows[2:]]
+    comparison = compare_reviewers(rows[:2] + renamed, resamples=100)
+    assert len(comparison.models) == 1 and [pair.slides for pair in comparison.pairs] == [4]
+    assert [(counts.slides, counts.model) for counts in comparison.counts] == [(4, None)]
+
+
+def test_without_an_answer_the_agreement_with_the_model_has_a_reason() -> None:
+    rows = [replace(row, predicted="", bundle_sha256="") for row in reviews("Anna", "ab", "ab")]
+    comparison = compare_reviewers(rows, resamples=100)
+    (pair,) = comparison.pairs
+    assert (pair.second, pair.model, pair.slides) == (MODEL, None, 0) and "no slide" in pair.reason
+    assert not comparison.models
 
 
 def test_only_named_reviewers_are_compared_and_an_unknown_one_is_refused() -> None:
