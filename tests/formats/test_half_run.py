@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrmil_training import config as config_module
 from lrmil_training.config import Stage3Config, TrainConfig, load_config
+from lrmil_training.config import files as config_module
 from lrmil_training.runs.event_log import read_events
 from lrmil_training.train import train
 from napari_lrmil.core.errors import ConfigError
