@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "run.py"
 IMPORTERS = ("napari_lrmil/core", "napari_lrmil/api.py", "src_training", "benchmarks/gpu")
+OPTIONS = ("options", "inference-options")
 NEEDS_CUDA = {"training-float32", "training-bfloat16", "memory-training", "compiled"}
 
 
@@ -137,6 +138,34 @@ def test_trainings_stand_side_by_side(gpu: Any) -> None:
     assert "training-bfloat16: loss terms at most 2 % from training-cpu (teacher val/ce)." in table
 
 
+# ---------------------------------------------------------------- options
+
+
+def short_run(ce: float = 0.5, name: str = "teacher val/ce", chosen: str = "block_15: held-out 0.7") -> dict[str, Any]:
+    metrics = {"student": {"test": {"auroc": {"value": 0.75}}}}
+    notices = [f"the inner cross-validation chose {chosen}"]
+    return {"figures": {name: ce, "stage3 val/ce": 0.7}, "metrics": metrics, "notices": notices}
+
+
+def test_a_training_is_compared_with_the_cpus(gpu: Any) -> None:
+    """Not by its held-out AUROC, and not in a stage with dropout, whose numbers are the device's."""
+    compare = gpu.import_module("training_options").compare_runs
+    expected, close = short_run(), {"gap": pytest.approx(0.1), "of": "teacher val/ce", "auroc_gap": 0.0}
+    assert compare(short_run(0.55, chosen="block_15: held-out 0.8"), expected, ()) == close
+    assert compare(short_run(0.65), expected, ())["outcome"] == "teacher val/ce is 0.3 of its value from the CPU's"
+    assert compare(short_run(0.65), expected, ("teacher ",))["gap"] == 0
+    assert "nan" in compare(short_run(float("nan")), expected, ())["outcome"]
+    assert compare(short_run(name="stage1 val/ce"), expected, ())["outcome"] == "no teacher val/ce"
+    assert compare(short_run(chosen="block_14: 1"), expected, ())["outcome"] == "block_14 and not block_15"
+
+
+def test_other_answers_are_infinitely_far(gpu: Any) -> None:
+    options = gpu.import_module("inference_options")
+    expected = options.Answers({"a": {"normal": 0.25, "lesion": 0.75}}, ())
+    assert options.largest_difference(options.Answers({"a": {"normal": 0.5, "lesion": 0.5}}, ()), expected) == 0.25
+    assert options.largest_difference(options.Answers({}, ()), expected) == float("inf")
+
+
 # ---------------------------------------------------------------- worker
 
 
@@ -172,14 +201,15 @@ def test_a_step_that_hangs_dies_or_fails_leaves_the_others_alone(gpu: Any, tmp_p
 
 @pytest.mark.slow
 def test_everything_that_needs_no_gpu_runs_on_the_cpu(gpu: Any, tmp_path: Path) -> None:
-    names = [step.name for step in gpu.import_module("steps").STEPS]
-    # The other seed is one more training of the same kind.
+    # The other seed is one more training of the same kind, and the options have a test of their own.
+    left_out = {"training-cpu-seed1", *OPTIONS}
+    names = [step.name for step in gpu.import_module("steps").STEPS if step.name not in left_out]
     words = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--small", "--device", "cpu", "--steps"]
-    assert "done by an earlier call" not in call(*words, *(set(names) - {"training-cpu-seed1"}))
+    assert "done by an earlier call" not in call(*words, *names)
     content = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     outcomes = {name: (step["status"], step.get("reason", "")) for name, step in content["steps"].items()}
     expected = {name: ("skipped", "no CUDA device") if name in NEEDS_CUDA else ("done", "") for name in names}
-    assert outcomes == {name: expected[name] for name in names if name != "training-cpu-seed1"}
+    assert outcomes == expected
     results = {name: step.get("result", {}) for name, step in content["steps"].items()}
     assert {row["outcome"][:7] for row in results["tests"].values()} == {"skipped"}
     assert results["memory-prediction"]["notices"] > 0
@@ -187,6 +217,19 @@ def test_everything_that_needs_no_gpu_runs_on_the_cpu(gpu: Any, tmp_path: Path) 
     assert results["encoding"]["demo student, batch 8, float16"] == {"skipped": "no CUDA device"}
     assert any(name.startswith("stage3") for name in results["training-cpu"])
     assert "encoding: done by an earlier call" in call(*words, "encoding")
+
+
+@pytest.mark.slow
+def test_every_option_runs_on_the_cpu(tmp_path: Path) -> None:
+    """Each training and prediction that the check compares on a GPU; a step with one row that fails is a failed one."""
+    words = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--small", "--device", "cpu", "--steps"]
+    call(*words, *OPTIONS)
+    steps = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["steps"]
+    outcomes = {name: (steps[name]["status"], steps[name].get("reason", "")) for name in OPTIONS}
+    assert outcomes == dict.fromkeys(OPTIONS, ("done", ""))
+    assert all(row["cpu_s"] > 0 for row in steps["options"]["result"].values())
+    rows = steps["inference-options"]["result"]
+    assert rows["cascade, cpu, auto"]["apart"] < 1e-3 and rows["numbers of patches"]["slowest_ms"] > 0
 
 
 def call(*words: object) -> str:

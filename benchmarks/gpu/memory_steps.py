@@ -13,7 +13,7 @@ from machine_steps import slide_path
 from slide_steps import drain
 from steps import PROBLEM, Context
 from torch import Tensor
-from training_steps import train_once
+from training_steps import SMALL, train_once
 
 from napari_lrmil.api import load_bundle, open_slide
 from napari_lrmil.core.encoders import EncoderOutput
@@ -109,10 +109,10 @@ def _collect(events: Any, notices: list[str]) -> Any:
 def exhaust_training(context: Context) -> dict[str, Any]:
     """Train with large steps, then with less GPU memory than they need: a stage must begin again with smaller ones."""
     settings = {"stage1": {"epochs": 1, "batch_size": 512}, "stage3": {"epochs": 0}, "precision": "32"}
-    train_once(context, "memory, enough", "cuda", settings)
+    train_once(context, "memory, enough", "cuda", settings, sizes=SMALL)  # one step decides, so few epochs do
     needed = torch.cuda.max_memory_reserved()
     limit_memory(round(0.6 * needed))
-    notices = train_once(context, "memory, limited", "cuda", settings)["notices"]
+    notices = train_once(context, "memory, limited", "cuda", settings, sizes=SMALL)["notices"]
     ran_out = [text for text in notices if "memory ran out" in text]
     result: dict[str, Any] = {"needed_mb": needed / 1e6, "notices": len(ran_out), "last": "".join(ran_out[-1:])}
     return result if ran_out else result | {PROBLEM: "the memory did not run out"}

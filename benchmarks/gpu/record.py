@@ -34,7 +34,7 @@ from wheels import ROOT
 SCHEMA_VERSION = 1
 DONE, FAILED, TIMED_OUT, SKIPPED = "done", "failed", "timed out", "skipped"
 RESULTS, TABLE = "results.json", "table.md"
-LOSSES = ("ce", "bag", "soft", "attn", "layer")  # names of loss terms begin so
+LOSSES = ("ce", "bag", "soft", "hard", "attn", "layer", "patch")  # names of loss terms begin so
 TRAINING = "training-"  # prefix of the steps that train, whose figures are compared
 Outcome = dict[str, Any]
 

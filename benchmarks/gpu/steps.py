@@ -108,6 +108,8 @@ STEPS = (
     Step("slides", "machine_steps:paint_slides", 150, is_needed=True),
     Step("tests", "machine_steps:run_gpu_tests", 120),
     Step("whole-slide", "slide_steps:predict_slide", 90),
+    Step("options", "training_options:train_with_options", 240),
+    Step("inference-options", "inference_options:predict_with_options", 75),
     Step("encoding", "encoding_steps:measure_encoding", 100),
     Step("pipeline", "slide_steps:measure_pipeline", 80),
     Step("live-view", "slide_steps:measure_live_view", 60),
@@ -117,7 +119,7 @@ STEPS = (
     Step("training-float32", "training_steps:train_in_float32", 120, needs_cuda=True),
     Step("training-bfloat16", "training_steps:train_in_bfloat16", 90, needs_cuda=True),
     Step("training-cpu-seed1", "training_steps:train_other_seed", 90),
-    Step("memory-training", "memory_steps:exhaust_training", 150, needs_cuda=True, own_process=True),
+    Step("memory-training", "memory_steps:exhaust_training", 90, needs_cuda=True, own_process=True),
     Step("compiled", "encoding_steps:measure_compiled", 120, needs_cuda=True, own_process=True),
 )
 

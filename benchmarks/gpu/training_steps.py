@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 from machine_steps import cohort_table
@@ -48,7 +49,20 @@ def train_in_bfloat16(context: Context) -> dict[str, Any]:
     return _figures(train_once(context, "cuda-bfloat16", "cuda", {"precision": "bf16"}))
 
 
-def train_once(context: Context, name: str, device: str, settings: dict[str, Any]) -> dict[str, Any]:
+def run_folder(context: Context, name: str) -> Path:
+    """Return the folder of a training run."""
+    return context.work / "runs" / name
+
+
+def train_once(
+    context: Context,
+    name: str,
+    device: str,
+    settings: dict[str, Any],
+    *,
+    table: Path | None = None,
+    sizes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Train a run from nothing and return its seconds, last figures of each stage, metrics and notices.
 
     Parameters
@@ -61,10 +75,14 @@ def train_once(context: Context, name: str, device: str, settings: dict[str, Any
         ``cpu`` or ``cuda``.
     settings
         Configuration that is laid over the sizes.
+    table
+        Cohort; None for that of `cohort_table`.
+    sizes
+        Settings of the stages; None for `SMALL` or `FULL`, as the context has it.
     """
-    out = context.work / "runs" / name
+    out = run_folder(context, name)
     shutil.rmtree(out, ignore_errors=True)
-    sizes = context.pick(SMALL, FULL)
+    sizes = context.pick(SMALL, FULL) if sizes is None else sizes
     stages = {key: sizes[key] | settings.get(key, {}) for key in sizes}
     config = build_config(SETTINGS | settings | stages)
     figures: dict[str, float] = {}
@@ -77,7 +95,7 @@ def train_once(context: Context, name: str, device: str, settings: dict[str, Any
             notices.append(event.message)
 
     began = time.perf_counter()
-    result = train(cohort_table(context), out, config, device=device, on_event=collect)
+    result = train(table or cohort_table(context), out, config, device=device, on_event=collect)
     return {
         "seconds": time.perf_counter() - began,
         "figures": figures,
