@@ -223,7 +223,11 @@ class Reviewing:
 
     def is_hidden(self, entry: WorklistEntry) -> bool:
         """Return whether the answer of an entry is hidden until the verdict."""
-        return self._is_blind and entry.answer is not None and entry.review is None and not self._was_on_canvas(entry)
+        return entry.answer is not None and self.is_unseen(entry)
+
+    def is_unseen(self, entry: WorklistEntry) -> bool:
+        """Return whether an answer for the slide of an entry would spoil a blind verdict."""
+        return self._is_blind and entry.review is None and not self._was_on_canvas(entry)
 
     @property
     def _is_blind(self) -> bool:

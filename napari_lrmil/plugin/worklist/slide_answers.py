@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from napari_lrmil.plugin.worklist.answer_jobs import (
     why_not_stored,
 )
 from napari_lrmil.plugin.worklist.cautions import model_caution
+from napari_lrmil.plugin.worklist.pager import MAX_ANSWERS
 from napari_lrmil.plugin.worklist.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.worklist.widget import WorklistWidget
 
 SINGLE_VIEW = CompareMode(view="wipe", wipe=1 << 20)  # more columns than a slide has: the student's map alone
+
+
+@dataclass(frozen=True, eq=False)  # it holds arrays
+class _PartAnswer:
+    """Answer for a part of a slide, and the slide as it was opened: another resolution gives other patches."""
+
+    slide: SlideChoice
+    prediction: Prediction
 
 
 class SlideAnswers:
@@ -45,6 +54,7 @@ class SlideAnswers:
     def __init__(self, dock: WorklistWidget) -> None:
         self._dock = dock
         self._model = ""  # name of the model that the user chose for a slide of the list
+        self._parts: dict[Path, _PartAnswer] = {}  # last runs of few slides, of which no file has the answer
         self.run_store = RunStore(dock)
         self.run_store.stored.connect(self._on_stored)
         dock.pager.arrived.connect(self._on_arrived)
@@ -77,6 +87,7 @@ class SlideAnswers:
         dock.reviewing.open_annotations()
         dock.set_problem(path, "")
         if dock.pager.answer(path) is None:
+            self.show()  # the answer for a part of the slide, if there is one
             self.fetch()
         else:
             self._on_answered(path)
@@ -154,11 +165,16 @@ class SlideAnswers:
             if dock.session.prediction is not None:  # of a verdict that was taken back
                 dock.session.forget_shown()
             return
-        prediction = dock.pager.answer(entry.path)
+        part = self._part_of(entry)
+        if part is not None and part is dock.session.prediction:
+            return
+        prediction = part or dock.pager.answer(entry.path)
         if prediction is not None:
             dock.reviewing.see(entry.path)
             if prediction.teacher is not None and not self._has_compare():
                 self._set_view("side", SINGLE_VIEW)
+            if part is not None:
+                self._choose_part(part)
             dock.session.show_stored(prediction)
 
     def _has_compare(self) -> bool:
@@ -182,8 +198,10 @@ class SlideAnswers:
         dock, path = self._dock, prediction.path
         dock.reviewing.see(path)
         dock.refresh_path(path)  # a list that is read blind hides it no longer
-        if prediction is dock.pager.answer(path):
+        if prediction is dock.pager.answer(path) or prediction is self._part(path):
             return
+        slide = next((slide for slide in dock.session.slides if slide.path == path), None)
+        self._keep_part(slide, prediction)
         view = dock.analyse.result_view
         if prediction.teacher is not None and view.compare_mode == SINGLE_VIEW:
             view.set_compare_mode(CompareMode())  # the user has asked for the teacher
@@ -194,9 +212,43 @@ class SlideAnswers:
         reason = why_not_stored(entry, prediction)
         dock.show_status(reason)
         if not reason:
-            slide = next((slide for slide in dock.session.slides if slide.path == path), None)
             mpp = slide.given_mpp if slide else entry.slide.mpp
             self.run_store.store(StoreAnswerJob(entry.slide, mpp, dock.results, prediction))
+
+    # ------------------------------------------------------------ runs on a part of a slide
+
+    def _keep_part(self, slide: SlideChoice | None, prediction: Prediction) -> None:
+        """Keep the answer of a run for drawn regions or a view, until another run. Steps of "what if" end with a slide.
+
+        Few are kept: they hold arrays.
+        """
+        scope = prediction.scope
+        self._parts.pop(prediction.path, None)
+        if slide is not None and scope.regions and not (scope.included or scope.excluded):
+            self._parts[prediction.path] = _PartAnswer(slide, prediction)
+        for path in list(self._parts)[:-MAX_ANSWERS]:
+            del self._parts[path]
+
+    def _part(self, path: Path) -> Prediction | None:
+        return self._parts[path].prediction if path in self._parts else None
+
+    def _part_of(self, entry: WorklistEntry) -> Prediction | None:
+        """Return the answer for a part of the current slide that may come back: its model and its regions are there."""
+        session, part = self._dock.session, self._parts.get(entry.path)
+        if part is None or part.slide != session.slide or self._dock.reviewing.is_unseen(entry):
+            return None
+        is_drawn = part.prediction.scope.kind == "view" or bool(session.regions)
+        is_of_model = session.bundle is not None and session.bundle.sha256 == part.prediction.bundle_sha256
+        return part.prediction if is_drawn and is_of_model else None
+
+    def _choose_part(self, prediction: Prediction) -> None:
+        """Choose what an answer is about as the part of the slide."""
+        session, scope = self._dock.session, prediction.scope
+        if scope.kind == "view":
+            session.set_view(scope.regions[0])
+            session.choose_roi_kind("view")
+        else:
+            session.use_drawn_regions()
 
     def _on_stored(self, answer: SlideAnswer) -> None:
         self._dock.pager.keep_answer(answer.path, answer.prediction)
