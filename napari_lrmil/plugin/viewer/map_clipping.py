@@ -6,23 +6,25 @@ it. A map has one pixel per patch. Only its picture is cut: the values, and the 
 
 from __future__ import annotations
 
-from inspect import unwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from napari_lrmil.core.geometry import Float
+from napari_lrmil.plugin.viewer.image_shader import add_part, find_visual
 from napari_lrmil.plugin.viewer.layers import MAP_ROLES, get_screen_slide, lrmil_layers
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-    from napari.layers import Image
-    from vispy.scene import Node  # type: ignore[import-untyped]
-    from vispy.visuals.filters.clipping_planes import PlanesClipper  # type: ignore[import-untyped]
 
-_clippers: WeakKeyDictionary[Node, PlanesClipper] = WeakKeyDictionary()  # of the visuals that were cut before
+CLIP = """
+void clip_to_slide() {
+    vec2 place = $to_pixels($position).xy;
+    if (place.x > $end.x || place.y > $end.y)
+        discard;
+}
+"""
 
 
 def clip_maps(viewer: ViewerModel, path: Path) -> None:
@@ -40,16 +42,12 @@ def clip_maps(viewer: ViewerModel, path: Path) -> None:
         return
     for role in (*MAP_ROLES, "evidence"):
         for layer in lrmil_layers(viewer, path, role=role):
-            node = find_node(viewer, layer)
-            if node is not None:
-                _clip(node, layer, end_um)
-
-
-def find_node(viewer: ViewerModel, layer: Image) -> Node | None:
-    """Return the visual of an image; None without a window, and if napari draws it in several textures."""
-    window = getattr(unwrap(viewer), "window", None)
-    visual = window._qt_viewer.canvas.layer_to_visual.get(layer) if window is not None else None
-    return visual.node if visual is not None and hasattr(visual.node, "attach") else None
+            visual = find_visual(viewer, layer)
+            if visual is not None:
+                # A layer's coordinates begin at the centre of its first pixel, those of a shader at its corner.
+                rows, columns = (end_um - layer.translate) / layer.scale + 0.5
+                add_part(visual, CLIP, fhook="pre")["end"] = float(columns), float(rows)
+                visual.update()
 
 
 def _lower_right_um(viewer: ViewerModel, path: Path) -> Float | None:
@@ -60,18 +58,3 @@ def _lower_right_um(viewer: ViewerModel, path: Path) -> Float | None:
             bounds, mpp = screen.slide.bounds, screen.slide.mpp
             return np.array([(bounds.y + bounds.height) * mpp.y, (bounds.x + bounds.width) * mpp.x])
     return None
-
-
-def _clip(node: Node, layer: Image, end_um: Float) -> None:
-    """Draw a map up to `end_um` only. napari's own clipping planes are those of 3D views: images ignore them in 2D."""
-    from vispy.visuals.filters.clipping_planes import PlanesClipper
-
-    if node not in _clippers:
-        _clippers[node] = PlanesClipper(coord_system="visual")
-        node.attach(_clippers[node])
-    # The visual's coordinates are pixels from the corner of the first; the layer's begin at the centre of that pixel.
-    rows, columns = (end_um - layer.translate) / layer.scale + 0.5
-    planes = np.array([[(columns, 0, 0), (-1, 0, 0)], [(0, rows, 0), (0, -1, 0)]], np.float32)
-    if not np.array_equal(_clippers[node].clipping_planes, planes):
-        _clippers[node].clipping_planes = planes
-        node.update()

@@ -7,12 +7,11 @@ select, delete or save it, it is hidden with its map and turns with it, and it c
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 from napari_lrmil.plugin.viewer.attention_layers import count_columns, count_columns_left
+from napari_lrmil.plugin.viewer.image_shader import add_part, find_part, find_visual
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
-from napari_lrmil.plugin.viewer.map_clipping import find_node
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.viewer.attention_layers import CompareMode
 
 NOWHERE = -1.0  # column of a line that is not drawn
-KEEP_POSITION = "void keep_position() { $position = gl_Position; }"
 # Light between dark: seen on glass, on tissue, and on every colour of attention.
 DRAW_LINE = """
 void draw_line() {
@@ -35,8 +33,6 @@ void draw_line() {
 }
 """
 AFTER_OPACITY = 8  # position among the parts of a shader that change a pixel's colour; picking comes last
-
-_lines: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # visual of a map -> function that moves its line
 
 
 def draw_wipe_line(viewer: ViewerModel, path: Path, prediction: Prediction, compare: CompareMode) -> None:
@@ -55,29 +51,9 @@ def draw_wipe_line(viewer: ViewerModel, path: Path, prediction: Prediction, comp
     left = count_columns_left(prediction, compare) if is_wipe else 0
     column = float(left) if 0 < left < count_columns(prediction) else NOWHERE
     for layer in lrmil_layers(viewer, path, role="attention", side="student"):
-        node = find_node(viewer, layer)
-        if node is not None and (column != NOWHERE or node in _lines):
-            _move_line(node, column)
-
-
-def _move_line(node: Any, column: float) -> None:
-    if node not in _lines:
-        _lines[node] = _attach_line(node)
-    line = _lines[node]
-    line["edge"], line["px"] = column, float(node.canvas.pixel_scale)
-    node.update()
-
-
-def _attach_line(node: Any) -> Any:
-    """Add the line to the shader of an image, and return the function of the shader that has its place."""
-    from vispy.visuals.filters.base_filter import Filter  # type: ignore[import-untyped]
-    from vispy.visuals.shaders import Varying  # type: ignore[import-untyped]
-
-    line = Filter(vcode=KEEP_POSITION, vpos=1, fcode=DRAW_LINE, fpos=AFTER_OPACITY)
-    position = Varying("wipe_position", "vec4")
-    line.vshader["position"] = line.fshader["position"] = position
-    line.fshader["to_pixels"] = node.get_transform("render", "visual")
-    line.fshader["edge"] = NOWHERE
-    line.fshader["px"] = 1.0
-    node.attach(line)
-    return line.fshader
+        visual = find_visual(viewer, layer)
+        if visual is not None and (column != NOWHERE or find_part(visual, DRAW_LINE) is not None):
+            line = add_part(visual, DRAW_LINE, fpos=AFTER_OPACITY)
+            canvas = visual.canvas  # None while the visual is not on it
+            line["edge"], line["px"] = column, float(canvas.pixel_scale) if canvas is not None else 1.0
+            visual.update()

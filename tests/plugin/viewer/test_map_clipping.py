@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from napari_lrmil.plugin.viewer.image_shader import find_visual
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.map_clipping import clip_maps
 from support.fake_slides import speckled, write_tiff
@@ -78,3 +81,13 @@ def test_maps_of_a_closed_slide_are_left_alone(dock: Any, viewer: Any) -> None:
     path = dock.session.slide.path
     viewer.layers.remove(lrmil_layers(viewer, path, role="slide")[0])
     clip_maps(viewer, path)
+
+
+def test_a_removed_map_leaves_nothing_behind(dock: Any, viewer: Any, qtbot: Any) -> None:
+    """The shader of a map refers to its visual, which holds the pixels."""
+    [layer] = lrmil_layers(viewer, role="attention")
+    viewer.screenshot(canvas_only=True, flash=False)
+    visual = ref(find_visual(viewer, layer))
+    viewer.layers.remove(layer)
+    del layer
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and visual() is None, timeout=WAIT_MS)
