@@ -161,9 +161,11 @@ def test_a_training_is_compared_with_the_cpus(gpu: Any) -> None:
 
 def test_other_answers_are_infinitely_far(gpu: Any) -> None:
     options = gpu.import_module("inference_options")
-    expected = options.Answers({"a": {"normal": 0.25, "lesion": 0.75}}, ())
-    assert options.largest_difference(options.Answers({"a": {"normal": 0.5, "lesion": 0.5}}, ()), expected) == 0.25
-    assert options.largest_difference(options.Answers({}, ()), expected) == float("inf")
+    answers, compare = options.Answers, options.largest_difference
+    expected = answers({"a": {"normal": 0.25, "lesion": 0.75}, "a, attention": {"0": 1.0, "1": 0.0}}, ())
+    other = answers({"a": {"normal": 0.5, "lesion": 0.5}, "a, attention": {"0": 0.0, "1": 1.0}}, ())
+    assert compare(other, expected, attention=False) == 0.25 and compare(other, expected, attention=True) == 1.0
+    assert compare(answers({}, ()), expected, attention=False) == float("inf")
 
 
 # ---------------------------------------------------------------- worker

@@ -23,6 +23,7 @@ from napari_lrmil.api import load_bundle, open_slide, predict, predict_patients
 from napari_lrmil.core.encoders import AlignedEncoder, EncoderSpec, build_encoder
 from napari_lrmil.core.features.devices import resolve_device
 from napari_lrmil.core.features.torch_encoding import encode
+from napari_lrmil.core.inference.prediction import NetworkPrediction
 from napari_lrmil.core.ladder.cascade import run_cascade
 from napari_lrmil.core.ladder.climb import Climber, ClimbOptions
 from napari_lrmil.core.ladder.rungs import Ladder, open_ladder
@@ -36,12 +37,13 @@ SLIDES = (2, 6)  # small, full: test slides of the cohort
 CARD = {"name": "options", "classes": ("normal", "lesion"), "hr_mpp": 0.5, "hr_patch_px": 64, "lr_patch_px": 64}
 COARSE, FINE = 4.0, 2.0  # µm per pixel of two students of one teacher
 PATIENTS_OF_SETS = 20  # enough for a set at 90 %
+ATTENTION = ", attention"
 COUNTS = (1, 3, 5, 7, 12, 33)  # patches that are filled up to a power of two
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Probabilities by slide and network, and what was decided; both must be the CPU's."""
+    """Probabilities by slide and network, shares of attention by the same and `ATTENTION`, and what was decided."""
 
     probabilities: Mapping[str, Mapping[str, float]]
     decisions: tuple[str, ...]
@@ -66,8 +68,8 @@ Ask = Callable[[Materials, str, str], Answers]
 def predict_with_options(context: Context) -> dict[str, Any]:
     """Predict with each of `ROWS` in float32 and with the runtime ``auto``, and compare with the CPU's float32.
 
-    ``apart`` is the largest difference of a probability. Decisions are compared in float32 alone, because a probability
-    that lies at a limit may fall on its other side.
+    ``apart`` is the largest difference of a probability. Decisions and attention are compared in float32 alone: with
+    ``auto`` a probability that lies at a limit may fall on its other side, and only the ranks of attention must agree.
     """
     materials, rows = _prepare(context), dict[str, Any]()
     for name, ask in ROWS.items():
@@ -96,7 +98,11 @@ def _compare(materials: Materials, ask: Ask, runtime: str, expected: Answers) ->
         seconds, answers = _timed(partial(ask, materials, materials.context.kind, runtime))
     except Exception as error:  # recorded
         return {"outcome": f"{type(error).__name__}: {error}"[:300]}
-    row = {"outcome": "done", "seconds": seconds, "apart": largest_difference(answers, expected)}
+    row = {
+        "outcome": "done",
+        "seconds": seconds,
+        "apart": largest_difference(answers, expected, attention=runtime == "torch"),
+    }
     if not row["apart"] <= MAX_DIFFERENCE:  # NaN too
         row["outcome"] = "other probabilities"
     elif runtime == "torch" and answers.decisions != expected.decisions:
@@ -104,12 +110,13 @@ def _compare(materials: Materials, ask: Ask, runtime: str, expected: Answers) ->
     return row
 
 
-def largest_difference(answers: Answers, expected: Answers) -> float:
-    """Return the largest difference of a probability; infinite if other slides or networks answered."""
-    if answers.probabilities.keys() != expected.probabilities.keys():
+def largest_difference(answers: Answers, expected: Answers, *, attention: bool) -> float:
+    """Return the largest difference, with or without attention; infinite if other slides or networks answered."""
+    own, others = answers.probabilities, expected.probabilities
+    if {name: set(values) for name, values in own.items()} != {name: set(values) for name, values in others.items()}:
         return float("inf")
-    pairs = [(answers.probabilities[name], values) for name, values in expected.probabilities.items()]
-    return float(np.max([abs(own[label] - value) for own, values in pairs for label, value in values.items()]))
+    names = [name for name in others if attention or not name.endswith(ATTENTION)]
+    return float(np.max([abs(own[name][label] - value) for name in names for label, value in others[name].items()]))
 
 
 # ---------------------------------------------------------------- slides and models
@@ -153,15 +160,13 @@ def _write_tokens(folder: Path) -> Bundle:
 
 def _climb(materials: Materials, device: str, runtime: str) -> Answers:
     """Read every slide on all rungs of a ladder."""
-    ladder = open_ladder(materials.students, teacher=True)
-    probabilities = {}
+    ladder, probabilities = open_ladder(materials.students, teacher=True), dict[str, Mapping[str, float]]()
     for path in materials.slides:
         with open_slide(path) as slide:
             climber = _climber(slide, ladder, device, runtime)
             for rung in ladder.rungs:
-                figures = drain(climber.read(rung)).figures
-                probabilities[f"{path.name}, {rung.label}"] = figures.probabilities
-    return Answers(probabilities, tuple(_most_probable(values) for values in probabilities.values()))
+                probabilities |= _of_network(f"{path.name}, {rung.label}", drain(climber.read(rung)).network)
+    return Answers(probabilities, _decide(probabilities))
 
 
 def _climber(slide: Any, ladder: Ladder, device: str, runtime: str) -> Climber:
@@ -214,15 +219,26 @@ def _read_tokens(materials: Materials, device: str, runtime: str) -> Answers:
 
 
 def _of_networks(predictions: Mapping[str, Any]) -> Answers:
-    """Return the answers of student and teacher, and how many patches each has read."""
-    networks = {
-        f"{name}, {label}": network
-        for name, prediction in predictions.items()
-        for label, network in (("LR", prediction.student), ("HR", prediction.teacher))
-    }
-    probabilities = {name: network.probabilities for name, network in networks.items()}
-    counts = tuple(f"{len(network.attention)} patches" for network in networks.values())
-    return Answers(probabilities, counts + tuple(_most_probable(values) for values in probabilities.values()))
+    """Return the answers of student and teacher."""
+    probabilities = dict[str, Mapping[str, float]]()
+    for name, prediction in predictions.items():
+        probabilities |= _of_network(f"{name}, LR", prediction.student)
+        probabilities |= _of_network(f"{name}, HR", prediction.teacher)
+    return Answers(probabilities, _decide(probabilities))
+
+
+def _decide(probabilities: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+    """Return the most probable classes and the numbers of patches; equal attention has no first patch."""
+    return tuple(
+        f"{len(values)} patches" if name.endswith(ATTENTION) else _most_probable(values)
+        for name, values in probabilities.items()
+    )
+
+
+def _of_network(name: str, network: NetworkPrediction) -> dict[str, Mapping[str, float]]:
+    """Return probabilities and attention: the former alone can be so near to 0 and 1 that they would hide an error."""
+    attention = {str(patch): float(share) for patch, share in enumerate(network.attention)}
+    return {name: network.probabilities, f"{name}{ATTENTION}": attention}
 
 
 def _ask_patients(bundle: str, materials: Materials, device: str, runtime: str) -> Answers:
@@ -232,7 +248,7 @@ def _ask_patients(bundle: str, materials: Materials, device: str, runtime: str) 
     model = {"slides": materials.students[1], "one bag": materials.one_bag}[bundle]
     answers = predict_patients(materials.table, out, model, device=device, runtime=runtime)
     probabilities = {answer.patient: dict(answer.probabilities) for answer in answers}
-    shares = {f"{answer.patient}, attention": dict(answer.attention_shares) for answer in answers}
+    shares = {f"{answer.patient}{ATTENTION}": dict(answer.attention_shares) for answer in answers}
     return Answers(probabilities | shares, tuple(f"{a.predicted} of {len(a.slides)} slides" for a in answers))
 
 
