@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 
 Path = str | PathLike[str]
@@ -11,6 +12,16 @@ class LrmilError(Exception):
     """Base of all errors whose message is meant for the user. `exit_code` is that of the command line."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Callable[..., LrmilError], tuple[object, ...]]:
+        """Travel between processes with message and attributes: an exception calls its class with the message alone."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[LrmilError], arguments: tuple[object, ...], attributes: dict[str, object]) -> LrmilError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__ |= attributes
+    return error
 
 
 class DiskFullError(LrmilError):
