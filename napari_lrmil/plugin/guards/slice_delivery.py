@@ -70,7 +70,10 @@ def guard_slice_delivery(viewer: Viewer) -> None:
     viewer = unwrap(viewer)  # slicer and window are private: the proxy warns of them
     if viewer in _mailboxes:
         return
-    receiver, ready = viewer.window._qt_viewer._on_slice_ready, viewer._layer_slicer.events.ready
+    ready = viewer._layer_slicer.events.ready
+    receiver = getattr(viewer.window._qt_viewer, "_on_slice_ready", None)
+    if receiver is None:  # a later napari delivers in another way
+        return
     mailbox = _mailboxes[viewer] = SliceMailbox(receiver)
     ready.disconnect(receiver)
     ready.connect(mailbox.put)

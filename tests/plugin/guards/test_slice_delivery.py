@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from qtpy.QtCore import QObject
 from shiboken6 import delete
 from superqt.utils import _ensure_thread
 
+from napari_lrmil.plugin.guards import slice_delivery
 from napari_lrmil.plugin.guards.slice_delivery import SliceMailbox, guard_slice_delivery
 from support.window import WAIT_MS
 
@@ -85,6 +87,14 @@ def test_a_slice_is_delivered_once_however_napari_hands_the_viewer_out(viewer: A
     for handed_out in (viewer, PublicOnlyProxy(viewer), viewer):
         guard_slice_delivery(handed_out)
     assert len(viewer._layer_slicer.events.ready.callbacks) == 1
+
+
+def test_a_window_that_delivers_in_another_way_is_left_alone(viewer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    callbacks = list(viewer._layer_slicer.events.ready.callbacks)
+    monkeypatch.setattr(slice_delivery, "_mailboxes", WeakKeyDictionary())  # as if this window were not guarded yet
+    monkeypatch.setattr(type(viewer.window._qt_viewer), "_on_slice_ready", None)
+    guard_slice_delivery(viewer)
+    assert list(viewer._layer_slicer.events.ready.callbacks) == callbacks
 
 
 def test_what_comes_after_the_window_is_dropped(qtbot: Any) -> None:
