@@ -77,6 +77,24 @@ def format_probabilities(probabilities: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {format_probability(value)}" for name, value in probabilities.items())
 
 
+def describe_conflict(positive: str, reached: bool, predicted: str) -> str:
+    """Return a sentence if the operating point counts a slide as another class than the most probable one; else empty.
+
+    Parameters
+    ----------
+    positive
+        Class of the operating point.
+    reached
+        Whether the slide is at or above it.
+    predicted
+        The most probable class.
+    """
+    if reached == (predicted == positive):
+        return ""
+    counted = positive if reached else f"not {positive}"
+    return f"the two rules differ: the highest probability says {predicted}, the operating point says {counted}"
+
+
 def format_signed(value: float | None) -> str:
     """Return a difference with its sign and three decimals (a true minus, no hyphen); a dash for None."""
     return UNDEFINED if value is None else f"{value:+.3f}".replace("-", "−")

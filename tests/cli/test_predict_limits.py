@@ -22,6 +22,8 @@ from napari_lrmil.core.models.limits import (
     OperatingPoint,
 )
 from napari_lrmil.core.phantom import LESION, PhantomSlide, write_slide
+from napari_lrmil.core.results.schema import PredictionFile
+from napari_lrmil.core.worklist.entry import StoredAnswer
 from support.networks import untrained_bundle
 
 Call = Callable[..., tuple[int, str, str]]
@@ -69,11 +71,14 @@ def test_side_and_set_are_printed_written_and_kept(call: Call, slide: Path, tmp_
     write_limits(bundle, 0.0, 1.0)
     code, printed, _ = call(*words)
     assert code == 0
-    assert "at or above the operating point of lesion, 0.000; set at 90 %: normal or lesion" in printed
     result, (row,) = read(out), rows(out)
+    printed = " ".join(printed.split())
+    assert (
+        "at or above the operating point of lesion, 0.000; " in printed and "set at 90 %: normal or lesion" in printed
+    )
     assert result["operating_point"] == {"positive": "lesion", "threshold": 0.0, "reached": True}
     assert result["prediction_set"] == {"coverage": 0.9, "classes": ["normal", "lesion"]}
-    assert (row["positive"], row["operating_point"]) == ("lesion", "at or above 0.000000")
+    assert (row["positive"], row["operating_point"].partition(";")[0]) == ("lesion", "at or above 0.000000")
     assert (row["prediction_set"], row["coverage"]) == ("normal | lesion", "0.9")
     again = call(*words)[1]
     assert "set at 90 %: normal or lesion (already there)" in again
@@ -82,6 +87,41 @@ def test_side_and_set_are_printed_written_and_kept(call: Call, slide: Path, tmp_
     changed = call(*words)[1]
     assert "already there" not in changed and f"set at 90 %: {result['predicted']} (" in changed
     assert read(out)["operating_point"]["reached"] is False and read(out)["probabilities"] == result["probabilities"]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_class_that_differs_from_the_operating_point_is_pointed_out(
+    call: Call, slide: Path, tmp_path: Path, threshold: float
+) -> None:
+    """In the line of a new result and of one that is there, in the table and in the worklist; JSON is as before."""
+    bundle, out = untrained_bundle(tmp_path / "bundle"), tmp_path / "out"
+    words = ("predict", slide, "--bundle", bundle.path, "--out", out, "--device", "cpu", "--runtime", "torch")
+    write_limits(bundle, threshold, 1.0)
+    open_bundle_once.cache_clear()  # as in a new process
+    printed = [" ".join(call(*words)[1].split()) for _ in range(2)]
+    result, (row,) = read(out), rows(out)
+    predicted, counted = result["predicted"], "not lesion" if threshold else "lesion"
+    rules = f"the two rules differ: the highest probability says {predicted}, the operating point says {counted}"
+    is_expected = (predicted == "lesion") != (threshold == 0.0)
+    side = StoredAnswer.of(PredictionFile.read(out / "first")).side
+    assert [rules in text for text in (*printed, row["operating_point"], side)] == [is_expected] * 4
+    assert set(result["operating_point"]) == {"positive", "threshold", "reached"} and "differ" not in json.dumps(result)
+
+
+def test_class_and_operating_point_differ_in_both_directions() -> None:
+    point = OperatingPoint(
+        positive="lesion", threshold=0.4, rule="", sensitivity=1, specificity=1, positives=5, negatives=5
+    )
+    limits = NetworkLimits(operating_point=point, no_conformal="no slides")
+    texts = [
+        network_limits(limits, ["normal", "lesion"], {"normal": 1 - p, "lesion": p}).conflict for p in (0.3, 0.45, 0.6)
+    ]
+    rules = "the two rules differ: the highest probability says normal, the operating point says lesion"
+    assert texts == ["", rules, ""]
+    strict = limits.model_copy(update={"operating_point": point.model_copy(update={"threshold": 0.7})})
+    assert network_limits(strict, ["normal", "lesion"], {"normal": 0.4, "lesion": 0.6}).conflict == (
+        "the two rules differ: the highest probability says lesion, the operating point says not lesion"
+    )
 
 
 def test_weak_and_absent_limits_say_so(call: Call, slide: Path, tmp_path: Path) -> None:

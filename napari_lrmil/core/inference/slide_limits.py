@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from napari_lrmil.core.formatting import describe_conflict
 from napari_lrmil.core.metrics.conformal import conformal_threshold, prediction_sets
 from napari_lrmil.core.models.bundle import Bundle
 from napari_lrmil.core.models.limits import NO_CALIBRATION_SPLIT, SET_COVERAGE, NetworkLimits
@@ -72,17 +73,29 @@ class SlideLimits:
         Whether the model states them of all slides of a patient together, and of one slide neither.
     cautions
         Why a limit is absent or uncertain, in words.
+    predicted
+        The most probable class, which need not be the one that the operating point says; empty without a limit.
     """
 
     side: OperatingSide | None = None
     classes: PredictionSet | None = None
     by_patient: bool = False
     cautions: tuple[str, ...] = ()
+    predicted: str = ""
+
+    @property
+    def conflict(self) -> str:
+        """Sentence if the operating point says another class than the highest probability; else empty."""
+        if self.side is None or not self.predicted:
+            return ""
+        return describe_conflict(self.side.positive, self.side.reached, self.predicted)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The limits that exist and the cautions, in words."""
-        return (*(limit.text for limit in (self.side, self.classes) if limit is not None), *self.cautions)
+        """The limits that exist, whether class and operating point differ, and the cautions, in words."""
+        side = "" if self.side is None else self.side.text
+        classes = "" if self.classes is None else self.classes.text
+        return (*filter(None, (side, self.conflict, classes)), *self.cautions)
 
 
 NO_LIMITS = SlideLimits()
@@ -110,7 +123,9 @@ def slide_limits(bundle: Bundle, probabilities: Mapping[str, float], *, is_whole
 def network_limits(limits: NetworkLimits, classes: Sequence[str], probabilities: Mapping[str, float]) -> SlideLimits:
     """Return the side and the set of calibrated probabilities of a slide, or of a patient if they are of those."""
     sets = prediction_set(limits, classes, probabilities)
-    return SlideLimits(_side(limits, probabilities), sets, cautions=tuple(_cautions(limits, classes, sets)))
+    cautions = tuple(_cautions(limits, classes, sets))
+    predicted = max(probabilities, key=lambda name: probabilities[name])
+    return SlideLimits(_side(limits, probabilities), sets, cautions=cautions, predicted=predicted)
 
 
 def _cautions(limits: NetworkLimits, classes: Sequence[str], sets: PredictionSet | None) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.core.csv_files import read_csv, write_csv
 from napari_lrmil.core.errors import StoredError
+from napari_lrmil.core.formatting import describe_conflict
 from napari_lrmil.core.results.schema import PREDICTION, PredictionFile
 from napari_lrmil.core.text_escapes import printable
 
@@ -55,7 +56,7 @@ def write_prediction_rows(folder: Path, stored: Sequence[PredictionFile]) -> Non
             f"{file.seconds['total']:.3f}",
             file.scope or _whole_slide_text(),
             file.calibrated,
-            *(limit_cells(file.operating_point, file.prediction_set) if has_limits else ()),
+            *(limit_cells(file.operating_point, file.prediction_set, file.predicted) if has_limits else ()),
             *((_quantile_cell(file),) if has_distance else ()),
             file.bundle,
             file.bundle_sha256,
@@ -68,12 +69,21 @@ def write_prediction_rows(folder: Path, stored: Sequence[PredictionFile]) -> Non
 
 
 def limit_cells(
-    point: OperatingPointResult | OperatingSide | None, classes: PredictionSetResult | PredictionSet | None
+    point: OperatingPointResult | OperatingSide | None,
+    classes: PredictionSetResult | PredictionSet | None,
+    predicted: str,
 ) -> tuple[str, ...]:
-    """Return the cells of `LIMIT_COLUMNS`; empty where a result has no such limit."""
+    """Return the cells of `LIMIT_COLUMNS`; empty where a result has no such limit.
+
+    The cell of the operating point says so if it counts the slide as another class than `predicted`, the column beside.
+    """
     cells = ["", ""]
     if point is not None:
-        cells = [point.positive, f"{'at or above' if point.reached else 'below'} {point.threshold:.6f}"]
+        side = f"{'at or above' if point.reached else 'below'} {point.threshold:.6f}"
+        cells = [
+            point.positive,
+            "; ".join(filter(None, (side, describe_conflict(point.positive, point.reached, predicted)))),
+        ]
     return (*cells, *((" | ".join(classes.classes), f"{classes.coverage:g}") if classes is not None else ("", "")))
 
 

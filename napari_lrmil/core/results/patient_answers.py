@@ -276,7 +276,11 @@ def _table_row(answer: PatientAnswer, model: PatientModel) -> list[Any]:
     origin = (answer.pooling, answer.calibrated) if answer.slides else ("", "")
     distance = answer.cohort_distance
     quantile = "" if distance is None else f"{distance.quantile:.4f}"
-    limits = (*limit_cells(answer.limits.side, answer.limits.classes), quantile) if _states_limits(model) else ()
+    limits = (
+        (*limit_cells(answer.limits.side, answer.limits.classes, answer.predicted), quantile)
+        if _states_limits(model)
+        else ()
+    )
     return [
         *(answer.patient, answer.predicted, *probabilities, *counts, "; ".join(answer.slides), left_out),
         *(*origin, *limits, answer.reason),

@@ -166,10 +166,11 @@ def _limit_rows(prediction: Prediction) -> list[Context]:
     """Return a row for each limit of the answer; one without ``value`` says why it is not stated."""
     missing = "stated of all slides of a patient together" if prediction.limits.by_patient else NOT_STATED
     side, classes, distance = prediction.limits.side, prediction.limits.classes, prediction.cohort_distance
+    counted = side and f"{side.text}: counts as {side.positive if side.reached else f'not {side.positive}'}"
     return [
         {
             "name": "Operating point",
-            "value": side and f"{side.text}: counts as {side.positive if side.reached else f'not {side.positive}'}",
+            "value": counted and "; ".join(filter(None, (counted, prediction.limits.conflict))),
             "help": "The threshold was chosen on validation slides of the training.",
             "missing": missing,
         },

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Self
 
-from napari_lrmil.core.formatting import ABOUT_MODEL, format_probability
+from napari_lrmil.core.formatting import ABOUT_MODEL, describe_conflict, format_probability
 from napari_lrmil.core.results.schema import PredictionFile
 from napari_lrmil.core.slides.slide_names import slide_name
 from napari_lrmil.core.text_escapes import printable
@@ -73,7 +73,7 @@ class StoredAnswer:
     prediction_set, coverage
         Set of classes and the share of slides for which it holds the true one; empty and None if the model has none.
     side
-        Side of the operating point in words; empty if the model has none.
+        Side of the operating point in words, and whether it differs from `predicted`; empty if the model has none.
     warnings
         Sentences on why the answer may be wrong.
     bundle, bundle_sha256
@@ -98,7 +98,11 @@ class StoredAnswer:
     def of(cls, file: PredictionFile) -> Self:
         """Return the answer in a ``prediction.json``."""
         point, classes = file.operating_point, file.prediction_set
-        side = f"{'at or above' if point.reached else 'below'} the operating point of {point.positive}" if point else ""
+        side = ""
+        if point:
+            side = f"{'at or above' if point.reached else 'below'} the operating point of {point.positive}"
+            conflict = describe_conflict(point.positive, point.reached, file.predicted)
+            side = "; ".join(filter(None, (side, conflict)))
         return cls(
             file.predicted,
             file.probabilities[file.predicted],

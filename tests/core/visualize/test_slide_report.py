@@ -166,7 +166,10 @@ def test_the_report_has_the_limits_that_the_model_states(tmp_path: Path) -> None
         assert "operating point of lesion, 0.250: counts as lesion" in page
         assert "Set of classes at 90 % normal or lesion" in page
         assert "farther from the training slides than 75 % of 30 slides of their kind (1.2 times" in page
-        assert "not stated" not in page
+        assert "not stated" not in page and "two rules" not in page
+        differing = replace(full, limits=replace(full.limits, predicted="normal"))
+        rules = "the two rules differ: the highest probability says normal, the operating point says lesion"
+        assert f"counts as lesion; {rules}" in page_of(tmp_path, slide, differing).text
         below = replace(full, limits=SlideLimits(replace(side, reached=False)), cohort_distance=None)
         page = page_of(tmp_path, slide, below).text
         assert "counts as not lesion" in page and page.count("not stated by this model") == 2

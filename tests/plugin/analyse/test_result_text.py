@@ -67,6 +67,10 @@ def test_it_says_what_the_model_knows_about_its_limits(tmp_path: Path) -> None:
     limits = SlideLimits(OperatingSide("lesion", 0.25, True), PredictionSet(0.9, ("normal", "lesion")))
     text = ResultText(replace(prediction, limits=limits)).limits
     assert text == "At or above the operating point of lesion, 0.250; set at 90 %: normal or lesion."
+    differing = ResultText(replace(prediction, limits=replace(limits, predicted="normal"))).limits
+    assert "0.250; the two rules differ: the highest probability says normal, the operating point says lesion; set" in (
+        differing
+    )
 
 
 def test_agreement_is_a_sentence_and_nothing_without_a_teacher(tmp_path: Path) -> None:
