@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.cohort_file import read_table
 from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.evaluation.evaluate import Results
-from lrmil_training.evaluation.metrics import NO_LABELS
+from lrmil_training.evaluation.metrics import NO_LABELS, OVER_PATIENTS
 from lrmil_training.evaluation.patients import PATIENTS
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError
-from napari_lrmil.core.formatting import shorten
+from napari_lrmil.core.formatting import format_count, shorten
 
 BY = "by"  # key of the groups in metrics.json
 GROUPS_TABLE = "groups.csv"
@@ -169,22 +169,46 @@ def _measure_group(value: str, names: set[str], cohort: Cohort, results: Results
 
 
 def _explain(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a group; an undefined AUROC says which classes the group has."""
+    """Return the figures of a group; an undefined AUROC, or one without an interval, says why."""
     auroc = figures["auroc"]
-    if auroc["value"] is not None or auroc.get("reason") == NO_LABELS:
+    if auroc.get("reason") == NO_LABELS:
         return figures
+    if PATIENTS in figures:
+        figures = figures | {PATIENTS: _drop_empty_interval(figures[PATIENTS], "patient")}
+    if auroc["value"] is not None:
+        return _drop_empty_interval(figures, "slide")
     present = [name for name, count in figures["class_counts"].items() if count]
     absent = [name for name, count in figures["class_counts"].items() if not count]
     reason = f"one class only: {present[0]}" if len(present) == 1 else f"no slide of {', '.join(absent)}"
     return figures | {"auroc": auroc | {"reason": reason}}
 
 
+def _drop_empty_interval(figures: dict[str, Any], noun: str) -> dict[str, Any]:
+    """Return figures without an interval of the AUROC that a bootstrap of too few slides made, and with the reason.
+
+    A class of one slide is the same slide in every resample. A few slides that do not vary either give an interval
+    such as 1.000 to 1.000, which reads as certainty. With enough patients in every class the interval stays as it is.
+    """
+    auroc = figures["auroc"]
+    if auroc["low"] is None or auroc["interval"] == OVER_PATIENTS:
+        return figures
+    single = [name for name, count in figures["class_counts"].items() if count == 1]
+    total = sum(figures["class_counts"].values())
+    if single:
+        reason = f"1 {noun} of {single[0]}" if len(single) == 1 else f"1 {noun} of each of {', '.join(single)}"
+    elif auroc["low"] == auroc["high"]:
+        reason = f"every resample of {format_count(total, noun)} gives the same"
+    else:
+        return figures
+    return figures | {"auroc": auroc | {"low": None, "high": None, "reason": f"no interval: {reason}"}}
+
+
 def describe_auroc(auroc: Mapping[str, Any]) -> str:
-    """Return an AUROC with its interval, or why it is undefined, as text."""
+    """Return an AUROC with its interval, or why either is undefined, as text."""
     if auroc["value"] is None:
         return f"undefined ({auroc['reason']})" if auroc.get("reason") else "undefined"
-    interval = "" if auroc["low"] is None else f" ({auroc['low']:.3f} to {auroc['high']:.3f})"
-    return f"{auroc['value']:.3f}{interval}"
+    interval = auroc.get("reason", "") if auroc["low"] is None else f"{auroc['low']:.3f} to {auroc['high']:.3f}"
+    return f"{auroc['value']:.3f} ({interval})" if interval else f"{auroc['value']:.3f}"
 
 
 def write_groups_table(folder: Path, groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -211,10 +235,17 @@ def _table_rows(column: str, entry: Mapping[str, Any]) -> list[list[Any]]:
             *(_format_cell(figures["auroc"][key]) for key in ("value", "low", "high")),
             *(_format_cell(figures[name]) for name in GROUP_METRICS),
             *_limit_cells(figures),
-            figures["auroc"].get("reason", ""),
+            "; ".join(_reasons(figures)),
         ]
         for method, figures in entry["methods"].items()
     ]
+
+
+def _reasons(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why the AUROC or its interval is undefined, over slides and by patient."""
+    for prefix, part in (("", figures), ("by patient: ", figures.get(PATIENTS, {}))):
+        if reason := part.get("auroc", {}).get("reason"):
+            yield f"{prefix}{reason}"
 
 
 def _limit_cells(figures: Mapping[str, Any]) -> list[str]:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from lrmil_training.data.cohort import Cohort, read_cohort
-from lrmil_training.evaluation.evaluate import Results, add_limits, build_slide_table, evaluate_methods
+from lrmil_training.evaluation.evaluate import Results, SlideResult, add_limits, build_slide_table, evaluate_methods
 from lrmil_training.evaluation.groups import (
     BY,
     DISTANCE_QUARTILE,
     EMPTY,
     GROUPS_TABLE,
+    Grouping,
     describe_auroc,
     group_by_distance,
     measure_groups,
@@ -63,9 +64,18 @@ def test_figures_of_a_group_are_those_of_its_slides_alone(tmp_path: Path) -> Non
         subset = replace(cohort, slides=slides)
         alone = {m: [r for r in rows if r.row in slides] for m, rows in results.items()}
         expected = {m: splits["test"] for m, splits in measure(subset, alone).items()}
+        for figures, whole in zip(each_level(entry["methods"]), each_level(expected), strict=True):
+            if figures["auroc"]["low"] is None:  # no resample of so few slides differs: the one thing that is left out
+                assert whole["auroc"]["low"] == whole["auroc"]["high"] and "no interval" in figures["auroc"]["reason"]
+                whole["auroc"] |= {"low": None, "high": None, "reason": figures["auroc"]["reason"]}
         assert entry["methods"] == expected
         assert (entry["n_slides"], entry["class_counts"]) == (8, {"normal": 4, "lesion": 4})
         assert entry["n_patients"] == len({s.patient for s in slides})
+
+
+def each_level(methods: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the figures of each method by slide and by patient."""
+    return [part for figures in methods.values() for part in (figures, figures["patients"])]
 
 
 def test_a_group_of_one_class_has_no_auroc_and_says_why(tmp_path: Path) -> None:
@@ -77,6 +87,59 @@ def test_a_group_of_one_class_has_no_auroc_and_says_why(tmp_path: Path) -> None:
             assert figures["auroc"]["value"] is figures["auroc"]["low"] is None
             assert describe_auroc(figures["auroc"]) == f"undefined (one class only: {label})"
             assert figures["per_class"][label]["n"] == 12 and figures["brier"] > 0
+
+
+@pytest.mark.parametrize(
+    ("per_class", "reason"),
+    [
+        ((1, 1), "no interval: 1 slide of each of normal, lesion"),
+        ((4, 1), "no interval: 1 slide of lesion"),
+        ((2, 2), "no interval: every resample of 4 slides gives the same"),
+    ],
+)
+def test_a_group_of_too_few_slides_has_no_interval_and_says_why(
+    tmp_path: Path, per_class: tuple[int, int], reason: str
+) -> None:
+    """Every resample is the same, or nearly so: 1.000 to 1.000 would read as certainty."""
+    cohort = grouped_cohort(tmp_path)
+    slides = [
+        [s for s in cohort.slides if s.label == label][:n] for label, n in zip(cohort.classes, per_class, strict=True)
+    ]
+    part = replace(cohort, slides=tuple(s for rows in slides for s in rows))
+    results = {m: [certain(r, cohort) for r in rows] for m, rows in synthetic_results(part, signal()).items()}
+    every_slide = Grouping("all", {s.name: "all" for s in part.slides})
+    groups = measure_groups(part, results, [every_slide], measure)
+    figures = groups["all"][0]["methods"]["student"]
+    auroc, before = figures["auroc"], measure(part, results)["student"]["test"]
+    assert before["auroc"]["low"] == before["auroc"]["high"] == 1.0, "without this the interval reads as certain"
+    assert (auroc["value"], auroc["low"], auroc["high"], auroc["reason"]) == (1.0, None, None, reason)
+    assert describe_auroc(auroc) == f"1.000 ({reason})"
+    assert {k: v for k, v in figures.items() if k not in ("auroc", "patients")} == {
+        k: v for k, v in before.items() if k not in ("auroc", "patients")
+    }
+    write_groups_table(tmp_path, groups)
+    header, _, row = read_csv(tmp_path / GROUPS_TABLE)
+    cells = dict(zip(header, row, strict=True))
+    assert (cells["auroc"], cells["low"], cells["high"]) == ("1.000000", "", "")
+    assert cells["reason"].startswith(reason)
+    folder = write_run(tmp_path / "run", {"test": 24})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {BY: groups}))
+    assert reason in write_report(folder).read_text()
+
+
+def test_a_group_with_enough_patients_keeps_its_interval(tmp_path: Path) -> None:
+    cohort = synthetic_cohort(tmp_path, {"test": 40})
+    results = {m: [certain(r, cohort) for r in rows] for m, rows in synthetic_results(cohort, signal()).items()}
+    every_slide = Grouping("all", {s.name: "all" for s in cohort.slides})
+    groups = measure_groups(cohort, results, [every_slide], measure)
+    auroc = groups["all"][0]["methods"]["student"]["auroc"]
+    assert auroc["interval"] == "patients" and (auroc["low"], auroc["high"]) == (1.0, 1.0) and "reason" not in auroc
+
+
+def certain(result: SlideResult, cohort: Cohort) -> SlideResult:
+    """Return a result with the right class."""
+    return replace(result, logits=9 * np.eye(len(cohort.classes), dtype=np.float32)[cohort.target(result.row)])
 
 
 def test_columns_are_those_of_the_table(tmp_path: Path) -> None:
@@ -121,7 +184,10 @@ def test_the_table_and_the_report_show_the_groups(tmp_path: Path) -> None:
         cells, auroc = dict(zip(header, row, strict=True)), entry["methods"][method]["auroc"]
         assert (cells["column"], cells["value"], cells["method"]) == (column, entry["value"], method)
         assert cells["auroc"] == ("" if auroc["value"] is None else f"{auroc['value']:.6f}")
-        assert auroc["value"] is None or f"{auroc['value']:.3f} <small>{auroc['low']:.3f}" in page
+        if auroc["low"] is not None:
+            assert f"{auroc['value']:.3f} <small>{auroc['low']:.3f}" in page
+        else:
+            assert auroc["reason"] in page and auroc["reason"] in cells["reason"]
     write_groups_table(folder, {})
     assert not (folder / GROUPS_TABLE).exists()
 
