@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lrmil_training.config import TrainConfig, dump_config, load_config
+from lrmil_training.config import TrainConfig, describe_differences, dump_config, load_config
 from lrmil_training.cross_validation import is_series, list_parts, run_series
 from lrmil_training.data.calibration_split import set_calibration_aside
 from lrmil_training.data.cohort import Cohort, read_cohort, require_classes
@@ -285,8 +285,8 @@ def _refuse_another_run(out: Path, config: TrainConfig, cohort: Cohort) -> None:
     problem = "the folder holds a run with another"
     advice = "choose another --out, or delete this folder with all its features"
     settings, slides = out / CONFIG, out / COHORT
-    if settings.exists() and _stored_config(settings) != config:
-        raise ConfigError(f"{out}: {problem} configuration; {advice}")
+    if settings.exists() and (stored := _stored_config(settings)) != config:
+        raise ConfigError(f"{out}: {problem} configuration ({describe_differences(stored, config)}); {advice}")
     if slides.exists() and slides.read_text(encoding="utf-8") != cohort.sha256:
         raise ConfigError(f"{out}: {problem} cohort table; {advice}")
 

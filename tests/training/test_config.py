@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from lrmil_training.config import TrainConfig, build_config, dump_config, load_config
+from lrmil_training.config import TrainConfig, build_config, describe_differences, dump_config, load_config
 from napari_lrmil.core.errors import ConfigError, GeometryError
 
 
@@ -195,3 +195,23 @@ def test_a_configuration_is_read_in_utf_16_and_refused_in_other_encodings(tmp_pa
     path.write_text("about: été", encoding="latin-1")
     with pytest.raises(ConfigError, match="expected YAML in UTF-8"):
         load_config(path)
+
+
+def test_differences_name_keys_and_both_values() -> None:
+    """Keys as --set takes them, values as a file writes them; at most five, in the order of the fields."""
+    stored = load_config()
+    assert describe_differences(stored, load_config()) == ""
+    changed = load_config(
+        settings=["stage3.lr=[1e-4, 2e-4]", "seed=9", "baselines=[]", f"about={'x' * 200}", "features=a/b"]
+    )
+    assert describe_differences(stored, changed).split("; ") == [
+        f'about is "", this call has "{"x" * 59}…',
+        "seed is 0, this call has 9",
+        f"stage3.lr is {list(stored.stage3.lr)}, this call has [0.0001, 0.0002]",
+        'baselines is ["labels_only"], this call has []',
+        'features is null, this call has "a/b"',
+    ]
+    more = load_config(
+        settings=["seed=1", "seeds=2", "folds=3", "hr_patch_px=64", "lr_patch_px=64", "ablation=true", "devices=2"]
+    )
+    assert describe_differences(stored, more).endswith("lr_patch_px is 256, this call has 64; and 2 more")

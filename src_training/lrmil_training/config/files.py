@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from lrmil_training.config.fields import Fields
 from lrmil_training.config.run import TrainConfig
 from napari_lrmil.core.errors import ConfigError
+from napari_lrmil.core.formatting import shorten
 from napari_lrmil.core.yaml_text import parse_yaml
 
 # Preset `paper`: the paper's choices as recorded in docs/explanation/method.md. They are 256 px patches at 20x and 5x,
@@ -48,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 MAX_FILE_BYTES = 1_000_000  # a configuration has a few thousand
+MAX_DIFFERENCES = 5  # keys that a message names
 
 
 def load_config(
@@ -141,6 +145,40 @@ def known_keys() -> list[str]:
     groups = {name: type(value) for name, value in TrainConfig() if isinstance(value, Fields)}
     flat = [name for name in TrainConfig.model_fields if name not in groups]
     return flat + [f"{group}.{name}" for group, model in groups.items() for name in model.model_fields]
+
+
+def describe_differences(stored: TrainConfig, config: TrainConfig) -> str:
+    """Return the keys in which two configurations differ with both values, at most `MAX_DIFFERENCES`; empty if in none.
+
+    Parameters
+    ----------
+    stored
+        Configuration of the run that is there.
+    config
+        Configuration of this call.
+    """
+    texts = [
+        f"{key} is {_shown(value)}, this call has {_shown(other)}"
+        for (key, value), (_, other) in zip(_flat_values(stored), _flat_values(config), strict=True)
+        if value != other
+    ]
+    rest = len(texts) - MAX_DIFFERENCES
+    return "; ".join([*texts[:MAX_DIFFERENCES], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def _flat_values(config: Fields, group: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield key, as ``--set`` takes it, and value of each field, in the order of the fields."""
+    for name, value in config:
+        if isinstance(value, Fields):
+            yield from _flat_values(value, f"{group}{name}.")
+        else:
+            yield f"{group}{name}", value
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a configuration file writes it, shortened."""
+    plain = to_jsonable_python(value)
+    return shorten("null" if plain is None else json.dumps(plain, ensure_ascii=False))
 
 
 def _apply_setting(values: dict[str, Any], setting: str) -> None:
