@@ -21,6 +21,7 @@ from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.map_clipping import clip_maps
 from napari_lrmil.plugin.viewer.navigation import fly_to
+from napari_lrmil.plugin.viewer.rotation_watcher import RotationWatcher
 from napari_lrmil.plugin.viewer.split_view import (
     add_legends,
     find_split_view,
@@ -28,6 +29,7 @@ from napari_lrmil.plugin.viewer.split_view import (
     refresh_attention,
     show_evidence,
     show_picked_patches,
+    update_caption,
 )
 from napari_lrmil.plugin.viewer.wipe_line import draw_wipe_line
 
@@ -84,6 +86,8 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._legend_timer.setInterval(LEGEND_STEP_MS)
         self._legend_timer.timeout.connect(self._next_legend_step)
         self._cursor = CursorTracker(viewer, self._on_cursor_moved, self)
+        self._rotation = RotationWatcher(viewer, self)
+        self._rotation.rotated.connect(self._on_rotated)
         self.attention.changed.connect(self._redraw)
         self.evidence.class_changed.connect(self._redraw)
         self.gallery.patch_selected.connect(self._go_to_patch)
@@ -195,6 +199,9 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
             show_evidence(self._viewer, self._text.prediction, self._slide, class_name, self.attention.value())
             clip_maps(self._viewer, self._slide.path)
         self.evidence.show_result(self._text)
+
+    def _on_rotated(self) -> None:
+        update_caption(self._viewer, self.attention.value())
 
     def _on_cursor_moved(self, x_um: float, y_um: float) -> None:
         if self._text is not None:

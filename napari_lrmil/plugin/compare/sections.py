@@ -196,7 +196,7 @@ def _make_spin(low: int, high: int, value: int, unit: str) -> QSpinBox:
 
 VIEW_LABELS: dict[CompareView, tuple[str, str]] = {
     "side": ("Side by side", "Two linked views with one colour scale"),
-    "wipe": ("Wipe", "Both maps on one slide: the student's left of the wipe, the teacher's right of it"),
+    "wipe": ("Wipe", "Both maps on one slide: the student's on one side of a line, the teacher's on the other"),
     "difference": ("Difference", "Orange: the student has more attention than the teacher. Purple: it has less"),
 }
 SIDE_HIDES = "Regions, annotations and lines are hidden in two views. Wipe and Difference show them."
@@ -213,7 +213,7 @@ class CompareModeSection(Section):
         self._group, self._no_teacher = QButtonGroup(self), NO_TEACHER
         self.views = {view: QRadioButton(label) for view, (label, _) in VIEW_LABELS.items()}
         self.wipe, self.pooled = QSlider(Qt.Orientation.Horizontal), QCheckBox("Teacher pooled to LR patches")
-        self.wipe.setAccessibleName("Columns of patches left of the wipe")
+        self.wipe.setAccessibleName("Columns of patches that show the student")
         self.hidden = make_label("hidden layers", SIDE_HIDES, small=True)
         self.wipe_row = make_row(QLabel("Student"), self.wipe, QLabel("Teacher"))
         self.wipe.valueChanged.connect(self._emit_changed)

@@ -8,6 +8,7 @@ Own code on top of that grid: napari's plugins for slides have no split view.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from napari_lrmil.plugin.viewer.layers import (
     get_tag,
     lrmil_layers,
     remove_layers,
+    slide_affine,
     update_layer,
 )
 from napari_lrmil.plugin.viewer.navigation import fit_slide
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 VIEW_ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
 SPACING_PX = 6
 MODES_WITHOUT_TOOL = ("pan_zoom", "transform")
+# Sides of the wipe on the screen, clockwise from the right by an eighth of a turn each.
+WIPE_SIDES: tuple[str, ...] = ("right of", "to the lower right of", "below", "to the lower left of", "left of")
+WIPE_SIDES += ("to the upper left of", "above", "to the upper right of")
 CAPTION_PREFIX, CAPTION_WIDTH = "Colour: ", 44  # letters per line; the scale bar takes the rest of the width
 
 
@@ -351,8 +356,25 @@ def _show_map_caption(viewer: ViewerModel, style: AttentionStyle | None) -> None
     if lrmil_layers(viewer, role="difference"):
         meaning = f"{DIFFERENCE_LEGEND}; orange: the student looks more"
     elif lrmil_layers(viewer, role="wipe"):
-        meaning += "; student left of the wipe, teacher right of it"
+        meaning += f"; {_describe_wipe(viewer)}"
     _set_caption(viewer, meaning)
+
+
+def _describe_wipe(viewer: ViewerModel) -> str:
+    """Return on which side of the wipe each map is on the screen; the slide may be rotated."""
+    path = _slide_path(lrmil_layers(viewer, role="wipe")[0])
+    down, right = -slide_affine(_find_layer(viewer, path, "slide", "student"))[:2, 1]  # towards the slide's left edge
+    eighth = round(math.atan2(down, right) / (math.pi / 4))
+    student, teacher = WIPE_SIDES[eighth % 8], WIPE_SIDES[(eighth + 4) % 8]
+    return f"student {student} the wipe, teacher {teacher} it"
+
+
+def update_caption(viewer: ViewerModel, style: AttentionStyle | None) -> None:
+    """Adapt the caption of the maps to the rotation of the slide; nothing happens if another caption is shown."""
+    caption = viewer.canvas.overlays.text
+    is_shown = caption.visible and caption.opacity > 0 and caption.text.startswith(CAPTION_PREFIX)
+    if is_shown and not lrmil_layers(viewer, role="evidence") and lrmil_layers(viewer, role="wipe"):
+        _show_map_caption(viewer, style)
 
 
 def prepare_caption(viewer: ViewerModel) -> None:

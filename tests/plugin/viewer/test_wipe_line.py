@@ -10,6 +10,7 @@ import pytest
 
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
+from napari_lrmil.plugin.viewer.rotation import rotate_view
 from support.window import WAIT_MS, MakeDock, timers_rest
 
 PATCH_UM, COLUMNS, HEIGHT_UM = 128, 5, 500
@@ -70,3 +71,35 @@ def test_two_views_have_no_line(dock: Any, viewer: Any) -> None:
     assert not find_line(viewer)
     dock.result_view.set_compare_mode(CompareMode("wipe", 3))
     assert find_line(viewer)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "sides"),
+    [
+        (0, "student left of the wipe, teacher right of it"),
+        (90, "student above the wipe, teacher below it"),
+        (180, "student right of the wipe, teacher left of it"),
+        (-90, "student below the wipe, teacher above it"),
+        (15, "student left of the wipe, teacher right of it"),
+        (45, "student to the upper left of the wipe, teacher to the lower right of it"),
+    ],
+)
+def test_the_caption_says_where_the_maps_are_on_the_screen(dock: Any, viewer: Any, degrees: float, sides: str) -> None:
+    rotate_view(viewer, degrees)
+    assert viewer.canvas.overlays.text.text.replace("\n", " ").endswith(f"; {sides}")
+    legend = dock.viewer_actions.view_export_job().legend
+    assert legend is not None and legend.label.endswith(sides), "the exported picture says the same"
+
+
+def test_the_caption_follows_napari_s_own_rotation_but_not_in_another_view(dock: Any, viewer: Any, qtbot: Any) -> None:
+    from napari.components._viewer_key_bindings import rotate_layers
+
+    rotate_layers(viewer)  # by 90° to the left
+    assert "student below" in viewer.canvas.overlays.text.text.replace("\n", " ")
+    dock.result_view.set_compare_mode(CompareMode("difference"))
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
+    rotate_layers(viewer)
+    assert "wipe" not in viewer.canvas.overlays.text.text
+    dock.result_view.set_compare_mode(CompareMode("wipe", 2))
+    qtbot.waitUntil(lambda: timers_rest(dock), timeout=WAIT_MS)
+    assert "student right" in viewer.canvas.overlays.text.text.replace("\n", " ")
