@@ -114,7 +114,8 @@ class RunSection(Step):
             progress = run.log.progress()
             position = progress.reached if progress else "the start of a stage"
             return f"Stopped at {position}. {run.log.resume_text}."
-        return PHASE_TEXTS[run.phase]
+        started = run.find_started() if run.phase is RunPhase.NONE else None
+        return f"A run is in progress in {started}. 'Open a run…' shows it." if started else PHASE_TEXTS[run.phase]
 
     def _stages_text(self) -> str:
         return " · ".join(f"✓ {stage_label(stage)}: {format_duration(s)}" for stage, s in self._run.log.spent.items())

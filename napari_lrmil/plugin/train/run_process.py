@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from psygnal import Signal
 
@@ -29,12 +30,12 @@ from napari_lrmil.plugin.train.run_monitor import HeartbeatMonitor, JsonLinesTai
 
 SETTINGS_FILE, OUTPUT_FILE = "settings.yaml", "output.txt"  # settings from the dock, and output of the process
 TAIL_BYTES = 4096  # end of the output, which holds the error
-_RELEASED: list[subprocess.Popen[bytes]] = []  # children that outlive their dock; Python reaps them
+_STARTED: dict[Path, subprocess.Popen[bytes]] = {}  # newest child of each run folder; it outlives its dock
 
 
 @atexit.register
-def _silence_released_children() -> None:
-    for child in _RELEASED:
+def _silence_running_children() -> None:
+    for child in _STARTED.values():
         if child.poll() is None:
             child.returncode = 0  # it continues on purpose; Python would warn about a running child
 
@@ -139,10 +140,12 @@ class TrainingRun:
     changed = Signal()
     failed = Signal(str)
     finished = Signal(object)
+    _instances: ClassVar[WeakSet[TrainingRun]] = WeakSet()
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._child: subprocess.Popen[bytes] | None = None
+        self._instances.add(self)
         self._close()
 
     def _close(self) -> None:
@@ -163,8 +166,19 @@ class TrainingRun:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this window started the running process."""
+        """Whether this program started the running process, in this window or another."""
         return self._child is not None and self._child.poll() is None
+
+    @classmethod
+    def find_released(cls) -> Path | None:
+        """Return the folder of the newest run in progress that this program started and no dock follows, or None."""
+        followed = [run._child for run in cls._instances]
+        return next((folder for folder in _list_alive() if _STARTED[folder] not in followed), None)
+
+    @classmethod
+    def find_started(cls) -> Path | None:
+        """Return the folder of the newest run in progress that this program started, or None."""
+        return next(iter(_list_alive()), None)
 
     def start(self, cohort: Path, folder: Path, config: TrainConfig, device: str) -> None:
         """Start a run in a folder.
@@ -186,12 +200,13 @@ class TrainingRun:
         clear_stop_request(command.folder)
         child = start_process(command)
         self._watch(command.folder)
-        self._child = child
+        _STARTED.pop(command.folder.resolve(), None)  # so that a resumed run is the newest
+        self._child = _STARTED[command.folder.resolve()] = child
         self.phase, self.reason = RunPhase.STARTING, ""
         self.changed.emit()
 
     def open(self, folder: Path) -> None:
-        """Follow an existing run, running or not.
+        """Follow an existing run, running or not; a process that this program started is its own again.
 
         Raises
         ------
@@ -202,6 +217,7 @@ class TrainingRun:
             raise LrmilError(f"{folder}: no training run is here; expected a folder with {CONFIG} and {EVENTS}")
         self.release()
         self._watch(folder)
+        self._child = _find_alive_child(folder)
         self.foreign = _why_foreign(folder)
         self.poll()
         self.changed.emit()
@@ -213,8 +229,6 @@ class TrainingRun:
 
     def release(self) -> None:
         """Stop following the process, which continues."""
-        if self._child is not None and self._child.poll() is None:
-            _RELEASED.append(self._child)
         self._child = None
 
     # ------------------------------------------------------------ stopping and resuming
@@ -295,7 +309,7 @@ class TrainingRun:
     def _find_phase(self, code: int | None) -> RunPhase:
         assert self.folder is not None
         if self._child is not None and code is None:
-            if self.phase is RunPhase.STOPPING:
+            if self.phase is RunPhase.STOPPING or is_stop_requested(self.folder):
                 return RunPhase.STOPPING
             has_started = self.writer is not None or self.phase is RunPhase.RUNNING  # it may be about to end
             return RunPhase.RUNNING if has_started else RunPhase.STARTING
@@ -326,6 +340,16 @@ class TrainingRun:
         progress = log.progress(self._clock() if self.is_alive else None)
         text = progress.text if progress else ""
         return f"Run {log.run} of {log.runs} · {text}" if log.runs and text else text
+
+
+def _list_alive() -> list[Path]:
+    """Return the folders of the runs in progress that this program started, newest first."""
+    return [folder for folder, child in reversed(_STARTED.items()) if child.poll() is None]
+
+
+def _find_alive_child(folder: Path) -> subprocess.Popen[bytes] | None:
+    child = _STARTED.get(folder.resolve())
+    return child if child is not None and child.poll() is None else None
 
 
 def holds_run(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from napari.utils.notifications import show_error, show_info
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, QObject, QTimer, QUrl
 from qtpy.QtGui import QDesktopServices, QShowEvent
-from qtpy.QtWidgets import QFileDialog, QVBoxLayout
+from qtpy.QtWidgets import QDockWidget, QFileDialog, QVBoxLayout, QWidget
 
 from lrmil_training.config import TrainConfig, load_config
 from napari_lrmil.core.errors import LrmilError
@@ -80,6 +80,7 @@ class TrainWidget(DockWidget):
         self._offer: EncoderChoice | None = None
         self._started: tuple[TrainConfig, str] | None = None
         self._is_closed = self._is_placed = self._has_expanded = False
+        self._main_window: QWidget | None = None
         self._preview_key: Any = None
         self._build()
         self._create_jobs()
@@ -391,41 +392,70 @@ class TrainWidget(DockWidget):
     # ------------------------------------------------------------ closing
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # Qt's name
-        """Watch for the window's close event."""
+        """Watch whether the window closes, and follow the run in progress that an earlier dock left."""
         super().showEvent(event)
-        self._is_closed = False
-        self.window().installEventFilter(self)
+        was_closed, self._is_closed = self._is_closed, False
+        self._watch_window()
         if not self._is_placed:
-            self._is_placed = True
             self._place.start()  # napari has not finished docking yet
+        if was_closed and self.run.folder is not None:
+            self.open_run(self.run.folder)
+        elif not self._is_placed and self.run.folder is None:
+            self._follow_released()
+        self._is_placed = True
+        self._refresh()
+
+    def _watch_window(self) -> None:
+        dock = self.parentWidget()
+        # A floating dock is its own window(); the window that closes is the parent of the dock.
+        self._main_window = dock.parentWidget() if isinstance(dock, QDockWidget) else self.window()
+        self._main_window.installEventFilter(self)
+
+    def _follow_released(self) -> None:
+        folder = TrainingRun.find_released()
+        if folder is not None:
+            self.open_run(folder)
 
     def _tabify(self) -> None:
         tabify_with(self._viewer, self, AnalyseWidget)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802  # Qt's name
-        """Before the window closes, ask what to do with a running training."""
-        if event.type() == QEvent.Type.Close and watched is self.window() and not self._on_removed(may_stay=True):
-            event.ignore()
-            return True
+        """Before the window closes, ask what to do with a running training; detach once it is closed.
+
+        After the close event napari may ask whether to close, and the window stays if the user cancels. Qt hides a
+        window that really closes; a window manager that minimises one sends a spontaneous event.
+        """
+        if watched is self._main_window:
+            if event.type() == QEvent.Type.Close and not self._confirm_close(may_stay=True):
+                event.ignore()
+                return True
+            if event.type() == QEvent.Type.Hide and not event.spontaneous():
+                self._detach()
         return bool(super().eventFilter(watched, event))
 
-    def _on_removed(self, *, may_stay: bool = False) -> bool:
-        """Ask whether a run of this window continues; return False if the user keeps the dock open."""
-        if self._is_closed:
+    def _on_removed(self) -> None:
+        """Ask whether a run of this program continues, and detach from it."""
+        if not self._is_closed:
+            self._confirm_close(may_stay=False)
+            self._detach()
+
+    def _confirm_close(self, *, may_stay: bool) -> bool:
+        """Ask whether a run of this program continues; return False if the user keeps the dock open."""
+        if not self.run.is_ours or self.run.phase is RunPhase.STOPPING:
             return True
-        if self.run.is_ours and self.run.phase is not RunPhase.STOPPING:
-            answer = confirm_close_during_training(may_stay)
-            if answer == STAY_OPEN:
-                return False
-            if answer == STOP_TRAINING:
-                show_errors(self.run.stop)
+        answer = confirm_close_during_training(may_stay)
+        if answer == STOP_TRAINING:
+            show_errors(self.run.stop)
+        return answer != STAY_OPEN
+
+    def _detach(self) -> None:
+        """Stop following the run and end the work of this dock."""
         self._is_closed = True
         for timer in (self._poll, self._draw, self._settle, self._place):
             timer.stop()
         for work in (self._checks, self._pictures, self._offers, self._encoder_info, self._results):
             work.stop()
         self.run.release()
-        return True
 
 
 def _plot_theme(viewer: napari.viewer.Viewer) -> PlotTheme:

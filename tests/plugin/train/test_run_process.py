@@ -265,18 +265,43 @@ def test_start_stop_resume_and_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("child")
-def test_a_run_goes_on_without_its_window_and_another_one_follows_it(tmp_path: Path) -> None:
+def test_a_run_goes_on_without_its_window_and_another_one_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = TrainingRun(), TrainingRun()
     first.start(tmp_path / "cohort.csv", tmp_path / "run", preset_config("default"), "cpu")
     until(first, RunPhase.RUNNING)
     process = first._child
     first.release()
+    monkeypatch.setattr(training_run, "_STARTED", {})  # as in another program, which did not start the process
     second.open(tmp_path / "run")
     until(second, RunPhase.RUNNING)
     assert not second.is_ours and second.writer is not None
     second.stop()
     until(second, RunPhase.STOPPED)
     assert process is not None and process.wait(WAIT_S) == 1
+
+
+@pytest.mark.usefixtures("child")
+def test_a_released_run_of_this_program_is_found_and_is_its_own_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run, "_STARTED", {})
+    first, second = TrainingRun(), TrainingRun()
+    folder = tmp_path / "run"
+    first.start(tmp_path / "cohort.csv", folder, preset_config("default"), "cpu")
+    assert TrainingRun.find_started() == folder and TrainingRun.find_released() is None
+    first.release()
+    assert TrainingRun.find_released() == folder
+    second.open(folder)  # the process may still be loading, and then nothing in the folder says that it lives
+    assert second.is_ours and second.is_alive and TrainingRun.find_released() is None
+    until(second, RunPhase.RUNNING)
+    second.stop()
+    second.release()
+    first.open(folder)
+    assert first.phase in (RunPhase.STOPPING, RunPhase.STOPPED)
+    until(first, RunPhase.STOPPED)
+    assert TrainingRun.find_started() is None
 
 
 def test_what_the_program_said_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

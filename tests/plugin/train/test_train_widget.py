@@ -288,14 +288,13 @@ def test_a_run_of_another_machine_is_followed(dock: Any, tmp_path: Path, qtbot: 
     assert (folder / STOP_FILE).exists() and "Stopping" in dock.running.state.text()
 
 
-@pytest.mark.parametrize("label", ["Keep training", "Stop training"])
-def test_closing_the_dock_asks_whether_the_training_goes_on(
-    label: str, dock: Any, viewer: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def running_folder(dock: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder of a run that the dock has resumed and that writes epochs until it is stopped."""
     import sys
 
     from lrmil_training.runs.lock import request_stop
-    from napari_lrmil.plugin.train.run_process import RunPhase, TrainCommand, TrainingRun
+    from napari_lrmil.plugin.train.run_process import TrainCommand
 
     monkeypatch.setattr(TrainCommand, "argv", property(lambda call: [sys.executable, "-c", CHILD, str(call.folder)]))
     folder = write_run(tmp_path / "run", {"train": 4, "val": 4, "test": 4})
@@ -307,7 +306,21 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
     dock.running.open.click()
     qtbot.waitUntil(dock.running.resume.isEnabled, timeout=WAIT_MS)
     dock.running.resume.click()
+    process = dock.run._child
     qtbot.waitUntil(lambda: "teacher ·" in dock.running.state.text(), timeout=WAIT_MS)
+    yield folder
+    request_stop(folder)
+    process.wait(WAIT_MS / 1000)  # the next test's dock would find a run in progress
+
+
+@pytest.mark.parametrize("label", ["Keep training", "Stop training"])
+def test_closing_the_dock_asks_whether_the_training_goes_on(
+    label: str, dock: Any, viewer: Any, running_folder: Path, qtbot: Any
+) -> None:
+    from lrmil_training.runs.lock import request_stop
+    from napari_lrmil.plugin.train.run_process import RunPhase, TrainingRun
+
+    folder = running_folder
     answer_question(label)
     viewer.window.remove_dock_widget(dock)
     assert (folder / STOP_FILE).exists() is (label == "Stop training")
@@ -319,3 +332,98 @@ def test_closing_the_dock_asks_whether_the_training_goes_on(
     qtbot.waitUntil(lambda: follower.poll() or not follower.is_alive, timeout=WAIT_MS)
     assert follower.phase is RunPhase.STOPPED
     dock.deleteLater()
+
+
+class SpontaneousClose:
+    """Close event as the X of a window manager sends it; Qt offers no way to send one from a program."""
+
+    def __init__(self, event: Any) -> None:
+        self._event = event
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._event, name)
+
+    def spontaneous(self) -> bool:
+        return True
+
+
+def close_as_the_user(viewer: Any) -> None:
+    """Press the window's X."""
+    window = viewer.window._qt_window
+    window.closeEvent = lambda event: type(window).closeEvent(window, SpontaneousClose(event))
+    window.close()
+    del window.closeEvent
+
+
+def answer_napari(accept: bool) -> list[str]:
+    """Answer napari's next question whether to close the window; the returned list has its title afterwards."""
+    from napari._qt.dialogs.confirm_close_dialog import ConfirmCloseDialog
+    from qtpy.QtCore import QTimer
+    from qtpy.QtWidgets import QApplication
+
+    titles: list[str] = []
+
+    def press() -> None:
+        boxes = [w for w in QApplication.topLevelWidgets() if isinstance(w, ConfirmCloseDialog) and w.isVisible()]
+        if not boxes:
+            QTimer.singleShot(50, press)
+            return
+        titles.append(boxes[0].windowTitle())
+        (boxes[0].close_btn if accept else boxes[0].cancel_btn).click()
+
+    QTimer.singleShot(50, press)
+    return titles
+
+
+def test_a_close_that_napari_cancels_leaves_the_run_followed(
+    dock: Any, viewer: Any, running_folder: Path, qtbot: Any
+) -> None:
+    """And the next close asks again, and Stop works."""
+    import numpy as np
+
+    from napari_lrmil.plugin.train.run_process import RunPhase
+
+    viewer.add_image(np.zeros((8, 8)))  # napari asks only if there is a layer
+    for _ in range(2):  # the second close asks again
+        answer_question("Keep training")
+        titles = answer_napari(accept=False)
+        close_as_the_user(viewer)
+        assert titles and viewer.window._qt_window.isVisible() and dock.run.is_ours
+        before = dock.running.state.text()
+        qtbot.waitUntil(lambda before=before: dock.running.state.text() != before, timeout=WAIT_MS)
+    assert not (running_folder / STOP_FILE).exists() and "teacher ·" in dock.running.state.text()
+    answer_question("Do not close")
+    close_as_the_user(viewer)
+    assert viewer.window._qt_window.isVisible() and dock.run.is_ours
+    dock.running.stop.click()
+    qtbot.waitUntil(lambda: dock.run.phase is RunPhase.STOPPED, timeout=WAIT_MS)
+    assert dock.running.resume.isEnabled() and "Stopped at teacher" in dock.running.state.text()
+
+
+def test_a_dock_opened_again_finds_the_run_that_goes_on(
+    dock: Any, viewer: Any, running_folder: Path, tmp_path: Path, qtbot: Any
+) -> None:
+    """The first dock leaves it; a dock of another window follows it, and is asked before that window closes."""
+    from napari_lrmil.plugin.train.run_process import RunPhase
+    from napari_lrmil.plugin.train.widget import TrainWidget
+    from support.window import open_window
+
+    window = open_window()
+    other = TrainWidget(window, SettingsStore(tmp_path / "remembered"))
+    window.window.add_dock_widget(other, name="Train (LRMIL)", area="right")
+    qtbot.waitUntil(lambda: str(running_folder) in other.running.state.text(), timeout=WAIT_MS)
+    assert other.run.phase is RunPhase.NONE and "Open a run" in other.running.state.text()  # the first dock follows it
+    answer_question("Keep training")
+    viewer.window.remove_dock_widget(dock)
+    dock.deleteLater()
+    again = TrainWidget(viewer, SettingsStore(tmp_path / "remembered"))
+    viewer.window.add_dock_widget(again, name="Train (LRMIL)", area="right")
+    qtbot.waitUntil(lambda: "teacher ·" in again.running.state.text(), timeout=WAIT_MS)
+    assert again.about.text().startswith("no slides · run: running") and again.running.stop.isEnabled()
+    other.open_run(running_folder)
+    qtbot.waitUntil(lambda: "teacher ·" in other.running.state.text(), timeout=WAIT_MS)
+    answer_question("Keep training")
+    close_as_the_user(window)
+    assert not window.window._qt_window.isVisible() and not other.run.is_ours and again.run.is_ours
+    again.running.stop.click()
+    qtbot.waitUntil(lambda: again.run.phase is RunPhase.STOPPED, timeout=WAIT_MS)
