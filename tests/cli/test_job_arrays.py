@@ -127,6 +127,35 @@ def test_what_cannot_be_a_job_is_refused(call: Call, words: list[str], sentence:
     assert sentence in err
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["predict", "x.csv", "--out", "OUT", "--teachr"], "No such option: --teachr"),
+        (["predict", "--out", "OUT"], "Missing argument"),
+        (["train", "x.csv"], "Missing option '--out'"),
+        (["predict", "x.csv", "--out", "OUT", "--budget", "soon"], "Invalid value for '--budget'"),
+    ],
+)
+def test_a_command_that_its_parser_refuses_is_refused_before_the_cluster_does(
+    call: Call, words: list[str], sentence: str
+) -> None:
+    """With the sentence and code of the command itself, and without a script."""
+    code, out, err = call("slurm", "--", *words)
+    assert code == 2 and "#SBATCH" not in out
+    assert sentence in " ".join(err.split())
+    assert sentence in " ".join(call(*words)[2].split()), "the command says the same"
+
+
+def test_an_input_that_is_not_here_is_named_beside_the_script(call: Call, slides: Path, tmp_path: Path) -> None:
+    """Not refused: the cluster may see other folders."""
+    missing = tmp_path / "no.csv"
+    code, out, err = call("slurm", "--", "train", missing, "--out", tmp_path / "out")
+    assert code == 0 and out.startswith("#!/bin/bash")
+    assert "no.csv does not exist, seen from this folder; the job needs it" in " ".join(err.split())
+    assert "does not exist" not in call("slurm", "--", "predict", slides, "--out", tmp_path / "out")[2]
+    assert not (tmp_path / "out").exists(), "nothing ran"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="the script is for bash")
 def test_a_task_of_the_script_runs(call: Call, slides: Path, bundle: Path, tmp_path: Path) -> None:
     """As SLURM would start it: bash, with the number of the task in the environment."""
