@@ -45,6 +45,7 @@ def prediction_to_write(
         pixels_decoded=slide.pixels_decoded,
         seconds={"total": 0.0},
         cpu_seconds=0.0,
+        patches_encoded=count,
     )
     return Prediction(
         slide=slide.name,

@@ -79,6 +79,11 @@ class NetworkPrediction:
     patch_logits: Features | None = None
 
     @property
+    def patches_from_cache(self) -> int:
+        """Patches whose embeddings an earlier run had left: if there are any, costs are not those of all the work."""
+        return len(self.coords) - self.patches_encoded
+
+    @property
     def predicted(self) -> str:
         """The most probable class."""
         return max(self.probabilities, key=lambda c: self.probabilities[c])

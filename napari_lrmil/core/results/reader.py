@@ -157,10 +157,10 @@ def restore_prediction(folder: Path, slide: Slide, bundle: Bundle) -> Prediction
     lr, hr = (_read_checked_patches(folder / name, slide, bundle) for name in names)
     lattice = bundle.card.plan.lattice(slide.bounds, slide.mpp)
     grid = _restore_grid(folder, lattice, lr, hr)
-    card = bundle.card
+    card, cached = bundle.card, file.patches_from_cache or {}
     networks = (
-        _restore_network(file, lr, lattice.lr_cell, card.lr_mpp, card.classes),
-        _restore_network(teacher, hr, lattice.cell, card.hr_mpp, card.classes),
+        _restore_network(file, lr, lattice.lr_cell, card.lr_mpp, card.classes, cached.get("student", 0)),
+        _restore_network(teacher, hr, lattice.cell, card.hr_mpp, card.classes, cached.get("teacher", 0)),
     )
     return _join_networks(file, slide, bundle, grid, *networks)
 
@@ -190,7 +190,8 @@ def restore_answer(folder: Path, slide: Slide, bundle: Bundle) -> Prediction:
     lattice = bundle.card.plan.lattice(slide.bounds, slide.mpp)
     lr_index = _cell_index(folder / "attention.h5", lattice, lr.coords, lattice.lr_cell)
     grid = NestedGrid(lattice, np.empty((0, 2), np.int64), lr_index, np.empty(0, np.int64))
-    student = _restore_network(file, lr, lattice.lr_cell, bundle.card.lr_mpp, bundle.card.classes)
+    card, n_cached = bundle.card, (file.patches_from_cache or {}).get("student", 0)
+    student = _restore_network(file, lr, lattice.lr_cell, card.lr_mpp, card.classes, n_cached)
     return _join_networks(file, slide, bundle, grid, student, None)
 
 
@@ -331,6 +332,7 @@ def _restore_network(
     cell: tuple[int, int],
     mpp: float,
     classes: Sequence[str],
+    n_cached: int,
 ) -> NetworkPrediction:
     return NetworkPrediction(
         coords=patches.coords,
@@ -344,6 +346,7 @@ def _restore_network(
         seconds=result.seconds,
         cpu_seconds=0.0,  # not stored
         runtime=_runtime(result),
+        patches_encoded=len(patches.coords) - n_cached,
         attention_mass=result.attention_mass if isinstance(result, PredictionFile) else None,
         patch_logits=patches.patch_logits,
     )

@@ -214,6 +214,8 @@ class PredictionFile(ResultFile):
         Artefacts on the tissue; None if there are none, or for a region.
     attention_mass
         The slide's weight in a bag of all slides of its patient; only of a model that was trained on such bags.
+    patches_from_cache
+        Network -> patches that an earlier run had encoded, so that costs are of the rest only; None if there are none.
     version
         Version of napari-lrmil that wrote the file.
     teacher
@@ -256,12 +258,20 @@ class PredictionFile(ResultFile):
     cohort_distance: CohortDistanceResult | None = None
     artefacts: ArtefactsResult | None = None
     attention_mass: float | None = None
+    patches_from_cache: dict[str, int] | None = None
     version: str
     teacher: TeacherResult | None = None
 
     def _absent_keys(self) -> set[str]:
         # Absent in files of 0.1.0.
-        names = ("teacher", "finest_mpp_read", "finest_mpp_reason", "missing_tiles", "cohort_distance")
+        names = (
+            "teacher",
+            "finest_mpp_read",
+            "finest_mpp_reason",
+            "missing_tiles",
+            "cohort_distance",
+            "patches_from_cache",
+        )
         names_of_limits = ("operating_point", "prediction_set", "limits_cautions", "attention_mass", "artefacts")
         return {name for name in (*names, *names_of_limits) if getattr(self, name) is None}
 

@@ -177,9 +177,18 @@ def build_prediction_file(prediction: Prediction, path: str = "") -> PredictionF
         cohort_distance=CohortDistanceResult(**asdict(distance)) if distance else None,
         artefacts=ArtefactsResult(**asdict(prediction.artefacts)) if prediction.artefacts else None,
         attention_mass=student.attention_mass,
+        patches_from_cache=_patches_from_cache(prediction),
         version=__version__,
         teacher=_teacher_result(prediction),
     )
+
+
+def _patches_from_cache(prediction: Prediction) -> dict[str, int] | None:
+    """Return network -> patches that were not encoded for this prediction; None if all were."""
+    counts = {"student": prediction.student.patches_from_cache}
+    if prediction.teacher is not None:
+        counts["teacher"] = prediction.teacher.patches_from_cache
+    return counts if any(counts.values()) else None
 
 
 def _teacher_result(prediction: Prediction) -> TeacherResult | None:

@@ -63,7 +63,7 @@ class ResultText:
         """Margin, number of patches and seconds of the student."""
         p = self.prediction
         seconds, patches = p.student.seconds["total"], len(p.grid.lr_index)
-        n_cached = patches - p.student.patches_encoded
+        n_cached = p.student.patches_from_cache
         cached = f", {n_cached} from the cache" if n_cached else ""
         size = f"{count_patches(patches)} of {p.grid.lattice.lr_um:.0f} µm{cached}"
         return f"Margin {self.margin:.2f} · {size} · {seconds:.1f} s"

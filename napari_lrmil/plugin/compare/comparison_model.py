@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BudgetKind = Literal["all", "top", "time"]
 BUDGET_KINDS: tuple[BudgetKind, ...] = ("all", "top", "time")
+NOT_MEASURED = "not measured"
+HOW_TO_MEASURE = "`napari-lrmil compare` measures the cost without it."
 SPEED_UNKNOWN = "The speed of the teacher on this machine is not known yet: run it once on some patches."
 
 
@@ -173,15 +175,26 @@ class Comparison:
         return f"{caution[0].upper()}{caution[1:]}." if caution else ""
 
     @property
+    def cost_caution(self) -> str:
+        """Sentence on patches that came from the cache, so that the run shows no cost; empty without such patches."""
+        networks = {"student": self.prediction.student, "teacher": self._teacher}
+        cached = [
+            f"{network.patches_from_cache:,} of {len(network.attention):,} patches of the {name}"
+            for name, network in networks.items()
+            if network.patches_from_cache
+        ]
+        return f"From the cache: {' and '.join(cached)}. {HOW_TO_MEASURE}" if cached else ""
+
+    @property
     def table_rows(self) -> tuple[TableRow, ...]:
-        """Probabilities and costs of both networks."""
+        """Probabilities and costs of both networks; a cost that the cache has spared is not stated."""
         p, teacher = self.prediction, self._teacher
         pairs = {c: (p.student.probabilities[c], teacher.probabilities[c]) for c in p.classes}
         probabilities = [
             TableRow(f"P({c})", format_probability(s), format_probability(t)) for c, (s, t) in pairs.items()
         ]
         costs = [
-            TableRow("Seconds, alone", f"{p.student.seconds['total']:.1f}", f"{teacher.seconds['total']:.1f}"),
+            TableRow("Seconds, alone", _seconds(p.student), _seconds(teacher)),
             TableRow("Pixels read", _pixels_read(p.student), _pixels_read(teacher)),
             TableRow("Patches", f"{len(p.student.attention):,}", f"{len(teacher.attention):,}"),
         ]
@@ -257,10 +270,15 @@ def make_comparison(prediction: Prediction | None) -> Comparison | None:
     return Comparison(prediction) if prediction is not None and prediction.teacher is not None else None
 
 
+def _seconds(network: NetworkPrediction) -> str:
+    """Return the seconds of a network, in words if some of its patches were not computed."""
+    return NOT_MEASURED if network.patches_from_cache else f"{network.seconds['total']:.1f}"
+
+
 def _pixels_read(network: NetworkPrediction) -> str:
-    """Return the pixels that a network decoded, in words if it decoded none because an earlier run had."""
-    if network.pixels_decoded == 0:
-        return "none, cached"
+    """Return the pixels that a network decoded, in words if some of its patches were not read."""
+    if network.patches_from_cache:
+        return NOT_MEASURED
     millions = network.pixels_decoded / 1e6
     return f"{millions:,.1f} M" if millions >= 0.05 else "under 0.1 M"
 

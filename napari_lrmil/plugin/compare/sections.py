@@ -291,6 +291,7 @@ class MeasuresSection(Section):
         self.agreement, self.lesions = make_label("agreement", NO_TEACHER, bold=True), make_label("lesions", small=True)
         self.agreement.setToolTip(AGREEMENT_TIP)
         self.caution = make_label("caution of the agreement")
+        self.cost_caution = make_label("caution of the cost", small=True)
         self.table = make_label("figures")
         self.table.setTextFormat(Qt.TextFormat.RichText)
         self.table.setWordWrap(False)
@@ -298,6 +299,7 @@ class MeasuresSection(Section):
         self.add(self.agreement)
         self.add(self.caution)
         self.add(self.table)
+        self.add(self.cost_caution)
         self.add(self.lesions)
 
     def value(self) -> dict[str, tuple[str, str]]:
@@ -312,6 +314,9 @@ class MeasuresSection(Section):
         caution = comparison.caution if comparison else ""
         self.caution.setText(f"⚠ {caution}" if caution else "")
         self.caution.setVisible(bool(caution))
+        cost_caution = comparison.cost_caution if comparison else ""
+        self.cost_caution.setText(cost_caution)
+        self.cost_caution.setVisible(bool(cost_caution))
         rows = (*comparison.table_rows, *(lesions.table_rows if lesions else ())) if comparison else ()
         self._rows = rows
         self.table.setText(_as_html(rows))

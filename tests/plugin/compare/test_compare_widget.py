@@ -98,6 +98,8 @@ def test_it_shares_slide_and_answers_with_analyse_and_asks_the_top_patches_once(
     assert len(dock.scatter.picked_points) == 3 and dock.analyse.results.teacher.isVisibleTo(dock.analyse)
     again = run_teacher(dock, qtbot)
     assert again.teacher is not None and again.teacher.patches_encoded == again.student.patches_encoded == 0
+    assert dock.measures.value()["Seconds, alone"] == dock.measures.value()["Pixels read"] == ("not measured",) * 2
+    assert dock.measures.cost_caution.isVisibleTo(dock) and "From the cache" in dock.measures.cost_caution.text()
     assert not dock.analyse.with_teacher.value, "what Analyse runs is a choice of its own"
 
 

@@ -19,7 +19,7 @@ from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.patching.regions import box_region
-from napari_lrmil.core.results.reader import StoredResult
+from napari_lrmil.core.results.reader import StoredResult, restore_prediction
 from napari_lrmil.core.results.writer import write_prediction
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.plugin.compare.comparison_model import (
@@ -126,14 +126,32 @@ def test_figures_are_those_of_the_prediction(slide: Slide) -> None:
     assert make_comparison(ask(slide, "none")) is None and make_comparison(None) is None
 
 
-def test_a_student_whose_patches_were_cached_has_read_no_pixels_and_says_so(slide: Slide) -> None:
-    """Not 0.0 M: the pixels were read by an earlier run."""
+def test_costs_that_the_cache_has_spared_are_not_stated_but_the_cache_is(slide: Slide, tmp_path: Path) -> None:
+    """What was read after the cache is not the cost of the network."""
     prediction = ask(slide)
-    student = replace(prediction.student, pixels_decoded=0)
-    few = replace(student, pixels_decoded=9_000)
-    for network, expected in ((student, "none, cached"), (few, "under 0.1 M")):
-        rows = {row.name: row for row in Comparison(replace(prediction, student=network)).table_rows}
-        assert rows["Pixels read"].student == expected and rows["Pixels read"].teacher.endswith(" M")
+    whole = Comparison(prediction)
+    assert not whole.cost_caution and not any("not measured" in (row.student, row.teacher) for row in whole.table_rows)
+    n, teacher = len(prediction.student.attention), prediction.teacher
+    assert teacher is not None
+    student = replace(prediction.student, patches_encoded=n - 2, pixels_decoded=9_000)
+    partly = Comparison(replace(prediction, student=student))
+    rows = {row.name: (row.student, row.teacher) for row in partly.table_rows}
+    assert rows["Seconds, alone"] == ("not measured", f"{teacher.seconds['total']:.1f}")
+    assert rows["Pixels read"][0] == "not measured" and rows["Pixels read"][1].endswith(" M")
+    assert partly.cost_caution.startswith(f"From the cache: 2 of {n} patches of the student. ")
+    both = Comparison(replace(prediction, student=student, teacher=replace(teacher, patches_encoded=0)))
+    assert f"{len(teacher.attention)} of {len(teacher.attention)} patches of the teacher" in both.cost_caution
+    restored = restore_prediction(write_prediction(tmp_path / "out", slide, both.prediction), slide, MODEL)
+    assert Comparison(restored).table_rows == both.table_rows and Comparison(restored).cost_caution == both.cost_caution
+    restored = restore_prediction(write_prediction(tmp_path / "out2", slide, prediction), slide, MODEL)
+    assert Comparison(restored).table_rows == whole.table_rows and not Comparison(restored).cost_caution
+
+
+def test_few_pixels_are_not_none(slide: Slide) -> None:
+    prediction = ask(slide)
+    few = replace(prediction, student=replace(prediction.student, pixels_decoded=9_000))
+    rows = {row.name: row for row in Comparison(few).table_rows}
+    assert rows["Pixels read"].student == "under 0.1 M"
 
 
 def test_points_and_patches_belong_together(slide: Slide) -> None:
