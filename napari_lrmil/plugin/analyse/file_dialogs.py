@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari.utils.notifications import show_error, show_info, show_warning
+from napari.utils.notifications import show_info, show_warning
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_lrmil.core.events import Event, EventSource, Failed, Finished, Progress
-from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.qt.errors import show_error, show_errors
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.session.analyse_state import AnalyseState
 

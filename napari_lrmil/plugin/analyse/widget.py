@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import napari.viewer
-from napari.utils.notifications import show_error, show_warning
+from napari.utils.notifications import show_warning
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QFileDialog, QShortcut
@@ -32,7 +32,7 @@ from napari_lrmil.plugin.analyse.sections import SaveSection, TissueSection, Wha
 from napari_lrmil.plugin.analyse.slide_display import SlideDisplay
 from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import DockWidget
-from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.qt.errors import show_error, show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import napari.viewer
-from napari.utils.notifications import show_error
 from numpy.typing import NDArray
 from qtpy.QtCore import QTimer
 from qtpy.QtGui import QShowEvent
@@ -37,7 +36,7 @@ from napari_lrmil.plugin.compare.sections import (
 )
 from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock, tabify_beside
-from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.qt.errors import show_error, show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly

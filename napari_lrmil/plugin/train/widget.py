@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import napari.viewer
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_info
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, QObject, QTimer, QUrl
 from qtpy.QtGui import QDesktopServices, QShowEvent
@@ -23,7 +23,7 @@ from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import DockWidget, open_dock, tabify_with
-from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.qt.errors import show_error, show_errors
 from napari_lrmil.plugin.qt.section import make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.steps import Step, StepList

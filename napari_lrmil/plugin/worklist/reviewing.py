@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_info
 
 from napari_lrmil.core.errors import ReviewError
 from napari_lrmil.core.formatting import format_count
@@ -18,7 +18,7 @@ from napari_lrmil.core.worklist.entry import WorklistEntry
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, time_now
 from napari_lrmil.core.worklist.seen import ANYBODY, SEEN_FILE, SeenAnswers, Where
 from napari_lrmil.core.worklist.verdicts import blind_verdict, open_verdict
-from napari_lrmil.plugin.qt.errors import show_errors
+from napari_lrmil.plugin.qt.errors import show_error, show_errors
 from napari_lrmil.plugin.worklist.annotation_layer import AnnotationLayer
 from napari_lrmil.plugin.worklist.review_panel import OPENING
 

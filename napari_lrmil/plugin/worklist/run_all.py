@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from napari.utils.notifications import show_error
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QProgressBar
 
 from napari_lrmil.core.cohort.task import Outcome
 from napari_lrmil.core.events import Event, Failed, Partial, Progress
 from napari_lrmil.core.formatting import format_count, format_duration
+from napari_lrmil.plugin.qt.errors import show_error
 from napari_lrmil.plugin.qt.section import enable_unless, make_button
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.worklist.jobs import SkippedSlide

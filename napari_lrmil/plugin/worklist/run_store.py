@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from napari.utils.notifications import show_error
 from qtpy.QtCore import QObject, Signal
 
 from napari_lrmil.core.events import Event, Failed, Partial
+from napari_lrmil.plugin.qt.errors import show_error
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.worklist.answer_jobs import SlideAnswer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import napari.viewer
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QFileSystemWatcher, Qt, QTimer
 from qtpy.QtGui import QDropEvent, QKeySequence, QShowEvent
 from qtpy.QtWidgets import QApplication, QFileDialog, QShortcut, QWidget
@@ -23,6 +23,7 @@ from napari_lrmil.core.worklist.entry import Status, WorklistEntry
 from napari_lrmil.plugin.analyse.widget import AnalyseWidget
 from napari_lrmil.plugin.guards import guard_viewer
 from napari_lrmil.plugin.qt.docks import find_dock, open_dock, tabify_beside
+from napari_lrmil.plugin.qt.errors import show_error
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
 from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
