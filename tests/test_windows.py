@@ -69,5 +69,5 @@ def test_a_table_written_on_windows_finds_its_slides(tmp_path: Path) -> None:
     rows = ["slide;patient;label", "slides\\ä.svs;1;no", "slides\\b.svs;2;yes", ""]
     for encoding in ("utf-8-sig", "cp1252", "utf-16"):
         table.write_bytes("\r\n".join(rows).encode(encoding))
-        slides = [find_slide(table, row) for row in read_table(table).rows]
+        slides = [find_slide(table, row, []) for row in read_table(table).rows]
         assert [slide.name for slide in slides if slide.is_file()] == ["ä.svs", "b.svs"], encoding

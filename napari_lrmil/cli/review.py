@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,26 +63,35 @@ def find_review_file(path: Path) -> Path:
 
 
 def join_reviews(files: Sequence[Path]) -> list[ReviewRow]:
-    """Return the verdicts of several files, one for each slide and reviewer.
+    """Return the verdicts of several files, one for each slide and reviewer. A slide may have its ending or not.
 
     Raises
     ------
     ReviewError
-        If a file cannot be read, or holds another verdict of a reviewer on a slide than an earlier file.
+        If a file cannot be read, or holds another verdict of a reviewer on a slide than an earlier file, or if a name
+        without ending could be two slides.
     """
     from napari_lrmil.core.errors import ReviewError
-    from napari_lrmil.core.worklist.review import read_review
+    from napari_lrmil.core.worklist.review import common_slide_names, read_review
 
+    tables = {file: read_review(file) for file in dict.fromkeys(files)}
+    try:
+        names = common_slide_names(row.slide for table in tables.values() for row in table.rows)
+    except ValueError as error:
+        raise ReviewError(files[0], f"{error}; write the ending in every table") from error
     rows: dict[tuple[str, str], ReviewRow] = {}
-    for file in dict.fromkeys(files):
-        table = read_review(file)
-        for key in dict.fromkeys((row.slide, row.reviewer) for row in table.rows):
-            row = table.verdict(*key)
-            if row is None or rows.setdefault(key, row) == row:
+    for file, table in tables.items():
+        for slide, reviewer in dict.fromkeys((row.slide, row.reviewer) for row in table.rows):
+            verdict = table.verdict(slide, reviewer)
+            if verdict is None:
                 continue
-            slide, reviewer = map(printable, key)
+            row = replace(verdict, slide=names[slide])
+            if rows.setdefault((row.slide, reviewer), row) == row:
+                continue
             raise ReviewError(
-                file, f"holds another verdict of {reviewer} on {slide} than a folder before; leave one out"
+                file,
+                f"holds another verdict of {printable(reviewer)} on {printable(slide)} than a folder before; leave one "
+                "out",
             )
     return list(rows.values())
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from napari_lrmil.core.csv_files import read_csv
-from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict
+from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, common_slide_names
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -65,6 +65,22 @@ def test_answers_of_several_models_are_said_and_a_choice_of_reviewers_is_kept(ca
     code, out, _ = call("review", tmp_path, "--reviewer", "Anna")
     assert code == 0 and "Ben" not in out and (tmp_path / "review_agreement.csv").exists()
     assert call("review", tmp_path, "--reviewer", "Eve")[0] == 2
+
+
+def test_slides_with_and_without_ending_are_the_same(call: Call, tmp_path: Path) -> None:
+    """A table that was written by hand may name files. A name that could be two of them is refused."""
+    anna, ben = give(tmp_path / "anna", "Anna", "abab", "abab"), give(tmp_path / "ben", "Ben", "abab", "abab")
+    table = ben / REVIEW_FILE
+    table.write_text(table.read_text().replace("\ns0,", "\ns0.svs,").replace("\ns1,", "\ns1.TIF,"))
+    code, out, err = call("review", anna, ben)
+    assert code == 0, err
+    assert any(line.startswith("Anna · Ben 4 4 100%") for line in (" ".join(line.split()) for line in out.splitlines()))
+    assert [row[0] for row in read_csv(anna / "review_slides.csv")] == ["slide", "s0", "s1", "s2", "s3"]
+    table.write_text(table.read_text().replace("\ns2,", "\ns0.tif,"))
+    code, _, err = call("review", anna, ben)
+    assert code == 1 and "the slide s0 could be s0.svs or s0.tif; write the ending" in " ".join(err.split())
+    alone = common_slide_names(["a.svs", "a.tif", "b", "c.1"])
+    assert alone == {name: name for name in ("a.svs", "a.tif", "b", "c.1")}, "nothing is joined without need"
 
 
 def test_a_folder_without_verdicts_and_two_different_verdicts_are_refused(call: Call, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,6 +20,7 @@ from typing import Self
 from napari_lrmil.core.atomic_files import atomic_write
 from napari_lrmil.core.csv_files import protect_cell, restore_cell
 from napari_lrmil.core.errors import DiskFullError, ReviewError
+from napari_lrmil.core.slides.slide_files import has_slide_ending
 from napari_lrmil.core.text_escapes import printable
 
 REVIEW_FILE = "review.csv"
@@ -136,6 +137,28 @@ def reviewer_key(name: str) -> str:
 def time_now() -> str:
     """Return the present local time as `ReviewRow.time` has it."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def common_slide_names(names: Iterable[str]) -> dict[str, str]:
+    """Return name of a slide -> the name without ending, if a slide is named both with and without it.
+
+    Files that this program writes have names without ending; tables that were written by hand may have file names.
+
+    Raises
+    ------
+    ValueError
+        If a name without ending could be two of the names, such as ``a`` beside ``a.svs`` and ``a.tif``.
+    """
+    common = {name: name for name in names}
+    with_ending: dict[str, list[str]] = {}
+    for name in common:
+        if has_slide_ending(Path(name)) and Path(name).stem in common:
+            with_ending.setdefault(Path(name).stem, []).append(name)
+    for bare, full in with_ending.items():
+        if len(full) > 1:
+            raise ValueError(f"the slide {printable(bare)} could be {' or '.join(map(printable, full))}")
+        common[full[0]] = bare
+    return common
 
 
 # ---------------------------------------------------------------- the table

@@ -212,7 +212,7 @@ class CohortTable:
             split = normal_split(split, notices)
             if read_mpp_cell(path, read, notices) is not None:  # which refuses what is no resolution
                 mpp = mpp.replace(",", ".")
-            rows.append(CohortRow(find_slide(path, read), label, patient, split, mpp, extra=extra))
+            rows.append(CohortRow(find_slide(path, read, notices), label, patient, split, mpp, extra=extra))
         self._columns = list(table.columns)
         self.edited, self.notices = False, tuple(dict.fromkeys(notices))
         self._set_rows(tuple(rows), path.resolve(), saved=True)

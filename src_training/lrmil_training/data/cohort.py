@@ -306,7 +306,7 @@ def _read_slide(path: Path, row: CohortTableRow, needed: Sequence[str], notices:
     if split not in ("", *SPLITS):
         raise CohortError(path, f"line {row.line} has the unknown split '{split}'; expected {', '.join(SPLITS)}")
     extra = tuple((name, cell) for name, cell in row.cells.items() if name not in cells)
-    mpp, file = read_mpp_cell(path, row, notices), find_slide(path, row)
+    mpp, file = read_mpp_cell(path, row, notices), find_slide(path, row, notices)
     return CohortSlide(file, cells["patient"], cells["label"], split, mpp, cells["site"], extra)
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from lrmil_training.data.cohort_file import CohortTableRow
 from napari_lrmil.core.errors import CohortError
 from napari_lrmil.core.formatting import shorten
+from napari_lrmil.core.slides.slide_files import MIRAX, SLIDE_ENDINGS, has_slide_ending
+from napari_lrmil.core.text_escapes import printable
 
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 MISSING_VALUES = ("nan", "na", "n/a", "#n/a", "<na>", "null", "#value!", "#ref!")  # as pandas, R and Excel write them
+WITHOUT_ENDING = "column slide: a name without its ending is read as the one slide that has it"
 MANGLED_NUMBER = re.compile(r"\d+([.,]\d+)?E\+\d+", re.IGNORECASE)  # a long number as Excel displays and saves it
 
 
@@ -26,22 +29,58 @@ def normal_split(text: str, notices: list[str]) -> str:
     return SPLIT_WORDS[lower]
 
 
-def find_slide(table: Path, row: CohortTableRow) -> Path:
+def find_slide(table: Path, row: CohortTableRow, notices: list[str]) -> Path:
     """Return the file of a row, relative to the table. It need not exist.
 
     A path that does not exist as it is written is tried as a path of Windows, from the home folder, and in the bytes
-    of the table, because file names on Linux need not be UTF-8.
+    of the table, because file names on Linux need not be UTF-8; and then with the ending of a slide.
+
+    Parameters
+    ----------
+    table
+        The table.
+    row
+        One of its rows.
+    notices
+        Sentences on what was read in another way than it is written; one is added for a name without ending.
+
+    Raises
+    ------
+    CohortError
+        If the name has no ending, and there are several slides that it could be.
     """
     text = row.cells["slide"]
     written = table.parent / text
-    if os.path.exists(written):
+    if os.path.isfile(written):
         return written
+    if os.path.isdir(written):  # the slide is not the folder of its tiles, which has the same name
+        mirax = written.with_name(f"{written.name}{MIRAX}")
+        return mirax if mirax.is_file() else written
     alternatives = [table.parent / text.replace("\\", "/")]
     if text.startswith(("~/", "~\\")):
         alternatives.append(Path.home() / text[2:].replace("\\", "/"))
     with suppress(UnicodeEncodeError):  # of characters that no table in Windows-1252 holds
         alternatives.append(table.parent / os.fsdecode(text.encode("cp1252")))
-    return next((path for path in alternatives if os.path.exists(path)), written)
+    if existing := next((path for path in alternatives if os.path.exists(path)), None):
+        return existing
+    endless = next(filter(None, map(_with_endings, (written, *alternatives))), [])
+    if len(endless) > 1:
+        names = " or ".join(printable(path.name) for path in endless)
+        raise CohortError(table, f"line {row.line}: '{shorten(text)}' could be {names}; write the ending")
+    if endless:
+        notices.append(WITHOUT_ENDING)
+    return endless[0] if endless else written
+
+
+def _with_endings(path: Path) -> list[Path]:
+    """Return the slides that a path without ending could be; "a.1" may be "a.1.svs"."""
+    if has_slide_ending(path) or not path.name:
+        return []
+    # Asked for by name: a listing of the folder for each of thousands of rows would take minutes.
+    files = [path.with_name(path.name + end) for ending in SLIDE_ENDINGS for end in (ending, ending.upper())]
+    existing = [file for file in files if os.path.isfile(file)]
+    # On a disk that ignores case, two of the names are one file.
+    return [file for i, file in enumerate(existing) if not any(map(file.samefile, existing[:i]))]
 
 
 def similar_name(path: Path) -> str:

@@ -48,12 +48,13 @@ def _read_row(path: Path, row: CohortTableRow, notices: list[str]) -> ListedSlid
     """Return the slide of a row; a fault of a cell becomes its problem."""
     if not row.cells.get("slide"):
         return ListedSlide(path.parent / f"line {row.line}", problem=f"line {row.line} of the table names no slide")
-    file, mpp, problem = find_slide(path, row), None, ""
+    file, mpp, problem = path.parent / row.cells["slide"], None, ""
     try:
+        file = find_slide(path, row, notices)
         mpp = read_mpp_cell(path, row, notices)
     except CohortError as error:
         problem = str(error).removeprefix(f"{path}: ")
-    if not file.exists():
+    if not file.exists() and not problem:
         similar = similar_name(file)
         advice = f"; there is {printable(similar)}: correct the table" if similar else ""
         problem = f"line {row.line} of the table: no such file{advice}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lrmil_training.data.cohort import Cohort, read_cohort, read_slides
+from lrmil_training.data.cohort_cells import WITHOUT_ENDING
 from napari_lrmil.core.errors import CohortError
 from support.dicom_objects import write_dicom
 
@@ -117,7 +118,7 @@ def test_decimal_commas_and_formulas_are_values(write: Write) -> None:
         ("slide,patient,label\ns1.tif,p1,0\ns2.tif,p2,0.0\n", "lines 2 and 3, column label: '0' and '0.0'"),
         ("slide,patient,label\ns1.tif,p1,0\ns1.tif,p1,0\n", "lines 2 and 3 are the same slide; delete one"),
         ("slide,patient,label\nS1.TIF,p1,0\n", r"first S1.TIF \(line 2\); there is s1.tif"),
-        ("slide,patient,label\ns1,p1,0\n", r"first s1 \(line 2\); there is s1.tif"),
+        ("slide,patient,label\n's1',p1,0\n", r"first 's1' \(line 2\); there is s1.tif"),
         (f"slide,patient,label\n{'x' * 300},p1,0\n", "1 of 1 slides do not exist"),
     ],
 )
@@ -144,9 +145,39 @@ def test_two_resolutions_of_a_slide_are_refused(write: Write) -> None:
 
 
 def test_a_name_that_nearly_exists_is_told(write: Write) -> None:
-    table = read_slides(write("slide\ns1\nS2.TIF\n"))
-    assert table.notices[0] == "line 2: s1 does not exist; there is s1.tif: correct the table"
+    table = read_slides(write("slide\n's1'\nS2.TIF\n"))
+    assert table.notices[0] == "line 2: 's1' does not exist; there is s1.tif: correct the table"
     assert len(table.notices) == len(table.slides) == 2
+
+
+def test_a_name_without_ending_is_the_one_slide_that_has_it(write: Write, tmp_path: Path) -> None:
+    """For a training and for a prediction alike, with one notice; the same slide with and without is one."""
+    (tmp_path / "sub" / "t.1.svs").write_bytes(b"")
+    (tmp_path / "s1.geojson").write_bytes(b"")  # no slide, so that the name means one
+    cohort = read_cohort(write("slide,patient,label\ns1,p1,0\ns2.tif,p2,1\nsub\\t.1,p3,1\n"))
+    assert [s.path.name for s in cohort.slides] == ["s1.tif", "s2.tif", "t.1.svs"]
+    assert all(s.path.is_file() for s in cohort.slides) and cohort.notices == (WITHOUT_ENDING,)
+    assert [s.name for s in cohort.slides] == ["s1", "s2", "t.1"]
+    assert (
+        cohort.sha256 == read_cohort(write("slide,patient,label\ns1.tif,p1,0\ns2.tif,p2,1\nsub/t.1.svs,p3,1\n")).sha256
+    )
+    assert [s.path.name for s in read_slides(write("slide\ns1\ns1.tif\n")).slides] == ["s1.tif"]
+    with pytest.raises(CohortError, match="lines 2 and 3 are the same slide; delete one"):
+        read_cohort(write("slide,patient,label\ns1,p1,0\ns1.tif,p1,0\n"))
+
+
+def test_a_name_that_could_be_two_slides_is_refused(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "s1.svs").write_bytes(b"")
+    for read in (read_cohort, read_slides):
+        with pytest.raises(CohortError, match=r"line 2: 's1' could be s1\.svs or s1\.tif; write the ending"):
+            read(write("slide,patient,label\ns1,p1,0\n"))
+
+
+def test_a_slide_is_not_the_folder_of_its_tiles(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m.mrxs").write_bytes(b"")
+    (slide,) = read_slides(write("slide\nm\n")).slides
+    assert slide.path == tmp_path / "m.mrxs"
 
 
 def test_paths_of_windows_and_of_the_home_folder_are_found(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lrmil_training.data.cohort_cells import WITHOUT_ENDING
 from lrmil_training.data.listed_slides import list_table
 from napari_lrmil.core.errors import CohortError
 
@@ -38,6 +39,15 @@ def test_a_missing_slide_and_a_wrong_cell_are_problems_of_their_rows(tmp_path: P
     a, gone, nameless, b, similar = list_table(table(tmp_path, *rows)).slides
     assert "column mpp" in a.problem and "no such file" in gone.problem and "names no slide" in nameless.problem
     assert not b.problem and "there is b.tif: correct the table" in similar.problem
+
+
+def test_a_name_without_ending_is_the_one_slide_that_has_it(tmp_path: Path) -> None:
+    listing = list_table(table(tmp_path, "a,P1,", "b.tif,P2,"))
+    assert [(s.name, s.path.name, s.problem) for s in listing.slides] == [("a", "a.tif", ""), ("b", "b.tif", "")]
+    assert listing.notices == (WITHOUT_ENDING,)
+    (tmp_path / "a.svs").write_bytes(b"")
+    first, second = list_table(table(tmp_path, "a,P1,", "b.tif,P2,")).slides
+    assert first.problem == "line 2: 'a' could be a.svs or a.tif; write the ending" and not second.problem
 
 
 def test_two_slides_of_one_name_are_both_listed(tmp_path: Path) -> None:
