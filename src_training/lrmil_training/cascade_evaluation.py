@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.events import Event, Failed, Notice, Progress
 from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.ladder.cascade import CascadeResult, replay_cascade
-from napari_lrmil.core.ladder.climb import Climber, ClimbOptions, MissingRung, RungFigures
+from napari_lrmil.core.ladder.climb import Climber, ClimbOptions, MissingRung, RungFigures, RungResult
 from napari_lrmil.core.ladder.rungs import Ladder
 from napari_lrmil.core.models.limits import SET_COVERAGE
 from napari_lrmil.core.results.cohort_tables import write_failures
+from napari_lrmil.core.results.warning_summary import summarize_slides
 from napari_lrmil.core.slides.slide import Slide
 
 METRICS_FILE, SLIDES_TABLE, PICTURE = "cascade_metrics.json", "cascade_slides.csv", "cascade.png"
@@ -79,10 +80,13 @@ class ClimbedSlide:
         The slide.
     figures
         One entry for each rung, in the order of climbing.
+    warnings
+        Name of a resolution -> its warnings; the empty name has those of the slide, which hold at every resolution.
     """
 
     row: CohortSlide
     figures: tuple[RungFigures, ...]
+    warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def evaluate_cascade(
@@ -113,9 +117,11 @@ def evaluate_cascade(
             f"{folder / 'failures.csv'}"
         )
     metrics = measure_cascade(cohort, slides, evaluation)
+    about_slides = list(_summarize_warnings(slides))
+    yield from (Notice(text, cohort_csv.name) for text in (about_slides if len(slides) > 1 else []))
     ranking = list(_warn_of_ranking(metrics))
     yield from (Notice(text, cohort_csv.name) for text in ranking)
-    metrics |= {"warnings": [*warnings, *ranking]}
+    metrics |= {"warnings": [*warnings, *ranking, *about_slides]}
     write_json(folder / METRICS_FILE, metrics)
     _write_slides(folder, cohort, slides, evaluation.budget)
     draw_cascade(folder / PICTURE, metrics)
@@ -132,22 +138,23 @@ def _climb_slides(
         try:
             began = time.perf_counter()
             with row.open() as slide:
-                figures = yield from _climb_slide(slide, evaluation, time.perf_counter() - began)
+                results = yield from _climb_slide(slide, evaluation, time.perf_counter() - began)
+                warnings = _warnings_by_rung(slide, results)
         except (LrmilError, OSError) as error:  # one broken slide must not end the evaluation
             failures[row.name] = str(error).removeprefix(f"{row.path}: ")
             yield Failed(str(error), row.name, "evaluation", error)
             continue
-        slides.append(ClimbedSlide(row, tuple(figures)))
+        slides.append(ClimbedSlide(row, tuple(result.figures for result in results), warnings))
     yield Progress("evaluation", len(cohort.slides), len(cohort.slides), "slides")
     return slides
 
 
 def _climb_slide(
     slide: Slide, evaluation: CascadeEvaluation, open_seconds: float
-) -> Generator[Event, None, list[RungFigures]]:
-    """Return the figures of all resolutions of an open slide."""
+) -> Generator[Event, None, list[RungResult]]:
+    """Return the results of all resolutions of an open slide."""
     options = ClimbOptions(evaluation.device, evaluation.runtime, evaluation.allow_missing)
-    climber = Climber(slide, evaluation.ladder, options, open_seconds)
+    climber, results = Climber(slide, evaluation.ladder, options, open_seconds), list[RungResult]()
     for rung in evaluation.ladder.rungs:
         climb, outcome = climber.try_read(rung), None
         while outcome is None:
@@ -160,7 +167,26 @@ def _climb_slide(
                     yield event
         if isinstance(outcome, MissingRung):
             raise LrmilError(f"{rung.label} is missing: {outcome.reason}")
-    return climber.figures
+        results.append(outcome)
+    return results
+
+
+def _warnings_by_rung(slide: Slide, results: Sequence[RungResult]) -> dict[str, tuple[str, ...]]:
+    """Return the warnings of a slide, see `ClimbedSlide`. A teacher has those of its bundle's student, so none."""
+    own = dict.fromkeys(text for r in results for text in r.prediction.warnings if text in slide.warnings)
+    warnings = {"": tuple(own)}
+    for result in results:
+        if not result.rung.is_teacher:
+            name = f"{result.rung.label} ({result.rung.bundle.name})"
+            warnings[name] = tuple(text for text in result.prediction.warnings if text not in own)
+    return warnings
+
+
+def _summarize_warnings(slides: Sequence[ClimbedSlide]) -> Iterator[str]:
+    """Yield a line for each warning, those of the slides first and then of each resolution, with their slides."""
+    for name in dict.fromkeys(name for slide in slides for name in slide.warnings):
+        lines = summarize_slides({slide.row.name: slide.warnings.get(name, ()) for slide in slides})
+        yield from (f"{name}: {line}" if name else line for line in lines)
 
 
 def measure_cascade(cohort: Cohort, slides: Sequence[ClimbedSlide], evaluation: CascadeEvaluation) -> dict[str, Any]:

@@ -60,6 +60,19 @@ def test_costs_and_shares_are_those_of_the_sets(call: Call, cohort: Path, tmp_pa
     assert fine.limits is not None
 
 
+def test_warnings_of_the_slides_are_summed_up_by_resolution(call: Call, cohort: Path, tmp_path: Path) -> None:
+    """As `evaluate` does: each once with its slides, at the end of the terminal and in the metrics."""
+    ladder_bundles(tmp_path / "bundles", 2.0, 1.0)
+    words = ("evaluate", cohort, "--bundle", tmp_path / "bundles", "--out", tmp_path / "out", "--device", "cpu")
+    code, _, error = call(*words, "--cascade")
+    assert code == 0
+    warnings = json.loads((tmp_path / "out" / "cascade_metrics.json").read_text())["warnings"]
+    (coarse,) = [text for text in warnings if "little tissue" in text and text.startswith("5x (at-2): ")]
+    assert coarse.startswith("5x (at-2): 4 of 4 slides: little tissue: ")
+    assert coarse in " ".join(error.split())
+    assert not [text for text in warnings if "teacher" in text.partition(":")[0]]
+
+
 def test_a_cascade_that_ranks_worse_than_its_cheapest_network_says_so() -> None:
     """Each network may rank well, and a mixture badly: on new patients their probabilities have other levels."""
     rung = {"rung": "2.5x", "auroc": {"value": 0.93}}
