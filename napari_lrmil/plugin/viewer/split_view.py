@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.viewer.layers import Side
 
 VIEW_ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
+COLOUR_ATTRIBUTES = ("colormap", "contrast_limits", "gamma", "opacity", "interpolation2d")
 SPACING_PX = 6
 MODES_WITHOUT_TOOL = ("pan_zoom", "transform")
 # Sides of the wipe on the screen, clockwise from the right by an eighth of a turn each.
@@ -226,6 +227,7 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
         below = [_find_layer(viewer, slide.path, role, "student") for role in VIEW_ROLES[:2]]
         copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in below if layer is not None]
         add_layers(viewer, [*copies, maps["attention", "teacher"]])
+    _link_maps(viewer, slide.path)
     arrange_views(viewer, slide.path)
     _select_map(viewer, layers[0], active)
     is_split = bool(viewer.canvas.grid.enabled)
@@ -236,6 +238,15 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
     if was_split and not is_split:
         for layer in lrmil_layers(viewer, slide.path, role="drawn"):
             layer.visible = True  # `arrange_views` has hidden it, because a split view has no cell for it
+
+
+def _link_maps(viewer: ViewerModel, path: Path) -> None:
+    """Link the colours of both maps: keys and controls of napari change one layer, but both have one colour scale."""
+    from napari.experimental import link_layers
+
+    maps = _map_layers(viewer, path)
+    if len(maps) > 1:
+        link_layers(maps, COLOUR_ATTRIBUTES)
 
 
 def _select_map(viewer: ViewerModel, layer: Layer, active: Layer | None) -> None:

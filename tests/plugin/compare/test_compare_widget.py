@@ -23,7 +23,7 @@ from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from support.fake_slides import one_sentence, speckled, write_tiff
 from support.networks import CLASSES, untrained_bundle
 from support.slow_slides import Slow
-from support.window import WAIT_MS, MakeDock
+from support.window import WAIT_MS, MakeDock, timers_rest
 
 MakeCompare = Callable[..., Any]
 
@@ -293,6 +293,25 @@ def test_wipe_difference_and_grid_change_the_maps(
     qtbot.waitUntil(lambda: "student minus teacher" in viewer.canvas.overlays.text.text, timeout=WAIT_MS)
     dock.maps.views["side"].click()
     assert viewer.canvas.grid.enabled and len(lrmil_layers(viewer, role="attention")) == 2
+
+
+@pytest.mark.parametrize("view", ["side", "wipe"])
+def test_both_maps_keep_one_colour_scale_whatever_is_changed_by_hand(
+    make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any, view: str
+) -> None:
+    dock = make_compare(slide_path)
+    run_teacher(dock, qtbot)
+    dock.maps.views[view].click()
+    qtbot.waitUntil(lambda: timers_rest(dock.analyse), timeout=WAIT_MS)
+    both = [layer for role in ("attention", "wipe") for layer in lrmil_layers(viewer, role=role)]
+    assert len(both) == 2 and [layer.colorbar.visible for layer in both] == [False, True]
+    for changed, other in (both, both[::-1]):
+        for name, value in (("colormap", "magma"), ("contrast_limits", [0.5, 3.0]), ("gamma", 0.5), ("opacity", 0.25)):
+            setattr(changed, name, value)
+            assert getattr(other, name) == getattr(changed, name), name
+        changed.colormap, changed.contrast_limits, changed.gamma = "viridis", (0, 1), 1.0
+    dock.maps.pooled.click()
+    assert both[0].contrast_limits == both[1].contrast_limits != [0.5, 3.0]
 
 
 def check_wipe(dock: Any, viewer: Any, prediction: Prediction) -> None:
