@@ -85,7 +85,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._legend_timer.setSingleShot(True)
         self._legend_timer.setInterval(LEGEND_STEP_MS)
         self._legend_timer.timeout.connect(self._next_legend_step)
-        self._cursor = CursorTracker(viewer, self._on_cursor_moved, self)
+        self._cursor = CursorTracker(viewer, self._on_cursor_moved, self._on_cursor_left, self)
         self._rotation = RotationWatcher(viewer, self)
         self._rotation.rotated.connect(self._on_rotated)
         self.attention.changed.connect(self._redraw)
@@ -202,6 +202,9 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
 
     def _on_rotated(self) -> None:
         update_caption(self._viewer, self.attention.value())
+
+    def _on_cursor_left(self) -> None:
+        self.hover.setText(HOVER_HINT)
 
     def _on_cursor_moved(self, x_um: float, y_um: float) -> None:
         if self._text is not None:

@@ -88,7 +88,7 @@ class CompareWidget(DockWidget):
         self._build()
         self._lesion_scorer = LatestOnly(self._on_lesion_event, self)
         self._ladder_reader = LatestOnly(self._on_ladder_event, self)
-        self._cursor = CursorTracker(viewer, self._on_cursor_moved, self)
+        self._cursor = CursorTracker(viewer, self._on_cursor_moved, self._on_cursor_left, self)
         self._connect()
         self.join_analyse()
 
@@ -221,6 +221,9 @@ class CompareWidget(DockWidget):
 
     def _apply_compare_mode(self) -> None:
         self.analyse.result_view.set_compare_mode(self.maps.value())
+
+    def _on_cursor_left(self) -> None:
+        self.hover.setText(COMPARE_HOVER_HINT)
 
     def _on_cursor_moved(self, x_um: float, y_um: float) -> None:
         if self._comparison is not None:
