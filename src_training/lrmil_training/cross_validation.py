@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lrmil_training.config import TrainConfig, dump_config, load_config
 from lrmil_training.data.calibration_split import set_calibration_aside
@@ -18,12 +17,10 @@ from lrmil_training.data.cohort import Cohort, require_classes
 from lrmil_training.data.splits import hold_out_test, make_folds, require_inner_folds
 from lrmil_training.evaluation.comparison_table import CHOSEN, SERIES_HEADER, series_rows, write_comparison
 from lrmil_training.evaluation.evaluate import describe_protocol
-from lrmil_training.evaluation.metrics import NO_LABELS
-from lrmil_training.evaluation.summary import summarise_runs
+from lrmil_training.evaluation.summary import find_best_run, summarise_runs
 from lrmil_training.report.report import write_report
 from lrmil_training.runs.event_log import BUNDLE, CONFIG, METRICS, REPORT_FILE, RUNS_FOLDER, EventLog
 from lrmil_training.runs.lock import STOP_FILE
-from lrmil_training.stages.methods import STUDENT
 from lrmil_training.stages.pipeline import run_stages
 from lrmil_training.stages.run_context import RunContext
 from napari_lrmil.core.atomic_files import write_json, write_text
@@ -114,7 +111,9 @@ def run_series(context: RunContext) -> Generator[Event, None, None]:
         aggregator = CHOSEN if config.selection.aggregators else config.teacher.aggregator
         write_comparison(context.folder, series_rows(summary, aggregator), SERIES_HEADER)
     write_json(context.folder / METRICS, series)
-    best = max(zip(parts, results, strict=True), key=lambda pair: _validation_auroc(pair[1]["metrics"]))[0]
+    best_run = find_best_run(runs)
+    assert best_run is not None  # every part has validation slides, which `list_parts` requires
+    best = next(part for part, run in zip(parts, runs, strict=True) if run is best_run)
     best_bundle = context.folder / RUNS_FOLDER / best.name / BUNDLE
     (context.folder / BUNDLE / EMBEDDINGS).unlink(missing_ok=True)  # of an earlier best, if this one has none
     shutil.copytree(best_bundle, context.folder / BUNDLE, dirs_exist_ok=True)
@@ -129,15 +128,6 @@ def _notice_of_held_out_slides(context: RunContext) -> Iterator[Notice]:
             f"{format_count(held_out, 'slide')} {are} on the table's fixed test side and {stay} out of the folds; "
             f"measure {them} afterwards with `napari-lrmil evaluate`, or leave the column split empty to deal them too"
         )
-
-
-def _validation_auroc(metrics: dict[str, Any]) -> float:
-    """Return the student's AUROC on validation slides, without labels its agreement; -1 if it is undefined."""
-    figures = metrics[STUDENT]["val"]
-    value = figures["auroc"]["value"]
-    if value is None and figures["auroc"].get("reason") == NO_LABELS:
-        value = figures["agreement"]["spearman"]
-    return -1.0 if value is None else float(value)
 
 
 def _part_context(context: RunContext, part: SeriesPart) -> RunContext:

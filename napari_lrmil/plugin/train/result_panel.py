@@ -99,17 +99,21 @@ class ResultSection(Step):
 
 
 def _result_html(result: RunResult) -> str:
-    blocks = (result.rows[i : i + METHODS_PER_TABLE] for i in range(0, len(result.rows), METHODS_PER_TABLE))
+    rows = result.rows
+    blocks = [
+        _method_table_html(rows[i : i + METHODS_PER_TABLE], result.spread)
+        for i in range(0, len(rows), METHODS_PER_TABLE)
+    ]
     caption = "attention: rank correlation with the teacher's attention. Patches, pixels and seconds: per slide"
-    return f"<b>On the {escape(result.split)} slides</b>{''.join(map(_method_table_html, blocks))}<i>{caption}</i>"
+    return f"<b>On the {escape(result.split)} slides</b>{''.join(blocks)}<i>{caption}</i>"
 
 
-def _method_table_html(methods: Sequence[MethodRow]) -> str:
-    """Return a table with one column per method."""
+def _method_table_html(methods: Sequence[MethodRow], spread: str) -> str:
+    """Return a table with one column per method; `spread` names the row below the AUROC."""
     head = "".join(f"<th align='right'>{escape(m.name)}</th>" for m in methods)
     lines = "".join(
         f"<tr><td>{label}</td>" + "".join(f"<td align='right'>{_cell_html(m, name)}</td>" for m in methods) + "</tr>"
-        for name, label in ROW_LABELS.items()
+        for name, label in (ROW_LABELS | {"interval": escape(spread)}).items()
     )
     return f"<table width='100%' cellspacing='3'><tr><td></td>{head}</tr>{lines}</table>"
 

@@ -10,6 +10,13 @@ from typing import Any
 
 from lrmil_training.evaluation.summary import is_method_entry
 from lrmil_training.report.run_record import FEW_TEST_SLIDES, SPLIT_ORDER, method_label, method_rank
+from lrmil_training.report.series import (
+    NOT_CALIBRATED,
+    TOO_FEW_FOR_CALIBRATION,
+    describe_series,
+    mean_cost,
+    name_spread,
+)
 from lrmil_training.runs.event_log import BUNDLE, METRICS, REPORT_FILE
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.formatting import format_count
@@ -47,6 +54,8 @@ class RunResult:
         Method -> (mean probability, accuracy) of each bin; empty for a series.
     notes
         Sentences on the limits of the metrics.
+    spread
+        Name of the row below the AUROC: interval, or standard deviation of a series.
     """
 
     folder: Path
@@ -54,6 +63,7 @@ class RunResult:
     rows: tuple[MethodRow, ...]
     reliability: Mapping[str, Sequence[tuple[float, float]]]
     notes: tuple[str, ...]
+    spread: str = "interval"
 
     @property
     def bundle(self) -> Path | None:
@@ -85,10 +95,11 @@ def read_run_result(folder: Path) -> RunResult | None:
         methods = metrics["summary"] if is_series else {m: v for m, v in metrics.items() if is_method_entry(v)}
         split = next(name for name in SPLIT_ORDER if any(name in splits for splits in methods.values()))
         results = {name: methods[name][split] for name in sorted(methods, key=method_rank) if split in methods[name]}
-        make_row = _make_series_row if is_series else _make_row
-        rows = tuple(make_row(name, values) for name, values in results.items())
-        reliability = {} if is_series else {name: _reliability_points(values) for name, values in results.items()}
-        return RunResult(folder, split, rows, reliability, _make_notes(results, is_series))
+        if is_series:
+            return _make_series_result(folder, split, results, metrics["runs"])
+        rows = tuple(_make_row(name, values) for name, values in results.items())
+        reliability = {name: _reliability_points(values) for name, values in results.items()}
+        return RunResult(folder, split, rows, reliability, _make_notes(results))
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise LrmilError(
             f"{file}: these metrics cannot be read, they are damaged or of another version ({type(error).__name__}: "
@@ -97,9 +108,8 @@ def read_run_result(folder: Path) -> RunResult | None:
 
 
 def _make_row(method: str, values: Mapping[str, Any]) -> MethodRow:
-    auroc, cost = values["auroc"], values["cost"]
+    auroc = values["auroc"]
     agreement = (values.get("agreement") or {}).get("spearman")
-    megapixels = None if cost["pixels_per_slide"] is None else cost["pixels_per_slide"] / 1e6
     return MethodRow(
         method,
         method_label(method),
@@ -107,13 +117,29 @@ def _make_row(method: str, values: Mapping[str, Any]) -> MethodRow:
         "–" if auroc["low"] is None else f"{auroc['low']:.2f} to {auroc['high']:.2f}",
         _format_metric(values["balanced_accuracy"]),
         _format_metric(agreement),
-        f"{cost['patches_per_slide']:,.0f}",
-        _format_metric(megapixels, 3),
+        *_format_cost(values["cost"]),
+    )
+
+
+def _format_cost(cost: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return patches, megapixels and CPU-seconds of a slide, as text."""
+    patches, pixels = cost["patches_per_slide"], cost["pixels_per_slide"]
+    return (
+        "–" if patches is None else f"{patches:,.0f}",
+        _format_metric(None if pixels is None else pixels / 1e6, 3),
         _format_metric(cost["cpu_seconds_per_slide"], 2),
     )
 
 
-def _make_series_row(method: str, values: Mapping[str, Any]) -> MethodRow:
+def _make_series_result(
+    folder: Path, split: str, results: Mapping[str, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> RunResult:
+    """Return the result of folds or seeds: means over runs, what their spread is over, and which model is kept."""
+    rows = tuple(_make_series_row(m, values, mean_cost(runs, m, split)) for m, values in results.items())
+    return RunResult(folder, split, rows, {}, tuple(describe_series(runs, split)), name_spread(runs))
+
+
+def _make_series_row(method: str, values: Mapping[str, Any], cost: Mapping[str, Any]) -> MethodRow:
     spread, agreement = values["auroc"]["sd"], values["agreement"]["spearman"]["mean"]
     interval = "–" if spread is None else f"± {spread:.2f}"
     accuracy = _format_metric(values["balanced_accuracy"]["mean"])
@@ -124,6 +150,7 @@ def _make_series_row(method: str, values: Mapping[str, Any]) -> MethodRow:
         interval,
         accuracy,
         _format_metric(agreement),
+        *_format_cost(cost),
     )
 
 
@@ -136,10 +163,7 @@ def _reliability_points(values: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(float(b["confidence"]), float(b["accuracy"])) for b in values.get("reliability") or []]
 
 
-def _make_notes(results: Mapping[str, Mapping[str, Any]], is_series: bool) -> tuple[str, ...]:
-    if is_series:
-        runs = max(values["auroc"]["n_runs"] for values in results.values())
-        return (f"Mean ± standard deviation over {runs} runs.",)
+def _make_notes(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     first = next(iter(results.values()))["auroc"]
     slides, patients = format_count(first["n_slides"], "slide"), format_count(first["n_patients"], "patient")
     notes = [f"{slides} of {patients}; intervals over {first['interval']}."]
@@ -147,5 +171,5 @@ def _make_notes(results: Mapping[str, Mapping[str, Any]], is_series: bool) -> tu
         notes.append(f"Only {slides}: these metrics are uncertain and will change with more slides.")
     student = results.get("student")
     if student is not None and not student["calibrated"]:
-        notes.append("The student's probabilities are not calibrated: there were too few validation slides.")
+        notes.append(f"{NOT_CALIBRATED}: {TOO_FEW_FOR_CALIBRATION}.")
     return tuple(notes)

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from lrmil_training.evaluation.metrics import NO_LABELS
 from lrmil_training.evaluation.patients import PATIENTS
 
+STUDENT = "student"  # as the pipeline names it, whose module loads torch
 PATIENT_METRICS = ("balanced_accuracy", "f1", "ece", "brier")
 SUMMARISED_METRICS = (*PATIENT_METRICS, "lesion_auroc")
 AGREEMENT_METRICS = ("spearman", "jaccard_top10", "js_divergence")
@@ -55,6 +57,26 @@ def is_method_entry(entry: Any) -> bool:
     return isinstance(entry, Mapping) and any(
         isinstance(values, Mapping) and "auroc" in values for values in entry.values()
     )
+
+
+def find_best_run(runs: Sequence[RunMetrics]) -> RunMetrics | None:
+    """Return the run of ``metrics.json`` with the best student on validation slides, whose model a series keeps.
+
+    Of equal runs it is the first. None if a run has no figures of the student on validation slides.
+    """
+    if not runs or any("val" not in run.get(STUDENT, {}) for run in runs):
+        return None
+    scores = [validation_score(run) for run in runs]
+    return runs[int(np.argmax([-1.0 if score is None else score for score in scores]))]
+
+
+def validation_score(run: RunMetrics) -> float | None:
+    """Return the student's AUROC on validation slides, without labels its agreement; None if it is undefined."""
+    figures = run[STUDENT]["val"]
+    value = figures["auroc"]["value"]
+    if value is None and figures["auroc"].get("reason") == NO_LABELS:
+        value = figures["agreement"]["spearman"]
+    return None if value is None else float(value)
 
 
 def _summarise_splits(runs: Sequence[RunMetrics], method: str) -> dict[str, Any]:

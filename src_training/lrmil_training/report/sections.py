@@ -36,6 +36,7 @@ from lrmil_training.report.run_record import (
     read_training_curves,
     sort_by_probability_distance,
 )
+from lrmil_training.report.series import describe_series, mean_cost, name_spread
 from lrmil_training.report.slide_pictures import draw_slide_pictures
 from lrmil_training.runs.event_log import REPORT_FILE, RUNS_FOLDER
 from napari_lrmil.core.formatting import format_count, format_signed
@@ -281,6 +282,8 @@ def _series_section(record: RunRecord, split: str) -> Section:
         "comparison": _comparison_rows(record, series_rows, {m: {split: values} for m, values in metrics.items()}),
         "title": f"{name}, over {format_count(len(record.runs), 'run')}",
         "metrics": metrics,
+        "spread": name_spread(record.runs),
+        "notes": describe_series(record.runs, split),
         "differences": differences,
         "dots": render_svg_uri(plot_runs(record, split), 6.6, 0.8 + 0.42 * len(metrics)),
     }
@@ -304,6 +307,8 @@ def _cost_rows(record: RunRecord) -> list[Section]:
         return []
     split = record.splits[0]
     costs = {m: splits[split]["cost"] for m, splits in record.methods.items() if split in splits}
+    costs |= {m: mean_cost(record.runs, m, split) for m, splits in record.summary.items() if split in splits}
+    costs = {m: cost for m, cost in costs.items() if cost["patches_per_slide"] is not None}
     teacher = costs.get("teacher", {}).get("patches_per_slide")
     return [
         {"method": m, **costs[m], "ratio": teacher / costs[m]["patches_per_slide"] if teacher else None}

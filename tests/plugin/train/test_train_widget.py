@@ -17,7 +17,7 @@ from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.plugin.train.config_fields import GROUP_TITLES, preset_config
 from support.fake_slides import one_sentence
 from support.networks import untrained_encoder
-from support.run_folders import write_run
+from support.run_folders import write_run, write_series
 from support.training_child import CHILD
 from support.window import WAIT_MS
 
@@ -427,3 +427,18 @@ def test_a_dock_opened_again_finds_the_run_that_goes_on(
     assert not window.window._qt_window.isVisible() and not other.run.is_ours and again.run.is_ours
     again.running.stop.click()
     qtbot.waitUntil(lambda: again.run.phase is RunPhase.STOPPED, timeout=WAIT_MS)
+
+
+def test_the_result_of_several_seeds_names_its_spread(
+    dock: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standard deviation is no interval; the notes say how many slides and whose model."""
+    folder = write_series(tmp_path / "run", {"train": 4, "val": 6, "test": 8}, 0, 3)
+    (folder / "events.jsonl").write_text(json.dumps({"seq": 0, "attempt": 0, "time": 1.0, "event": "Finished"}) + "\n")
+    choose(monkeypatch, "getExistingDirectory", folder)
+    dock.running.open.click()
+    qtbot.waitUntil(lambda: "AUROC" in dock.outcome.table.text(), timeout=WAIT_MS)
+    assert ">SD over 3 seeds<" in dock.outcome.table.text() and ">interval<" not in dock.outcome.table.text()
+    shown = dock.outcome.notes.text()
+    assert "the same 8 test slides" in shown and "not a confidence interval" in shown and "uncertain" in shown
+    assert "The model is that of seed " in shown
