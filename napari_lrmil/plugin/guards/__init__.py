@@ -1,10 +1,11 @@
-"""Guards against faults of napari's window that end or freeze the process; each module says which."""
+"""Guards against faults of napari's window: ends and freezes of the process, stolen focus; each module says which."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from napari_lrmil.plugin.guards.gl_context import guard_layer_removal
+from napari_lrmil.plugin.guards.notification_focus import guard_notification_focus
 from napari_lrmil.plugin.guards.slice_delivery import guard_slice_delivery
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def guard_viewer(viewer: Viewer) -> None:
     ----------
     viewer
         A viewer with a window, or the proxy of one that napari hands to a plugin's widget. The guards last as long as
-        the viewer.
+        the viewer, that of the focus as long as the process.
     """
     guard_layer_removal(viewer)
     guard_slice_delivery(viewer)
+    guard_notification_focus()
