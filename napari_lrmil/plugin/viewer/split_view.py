@@ -40,6 +40,7 @@ from napari_lrmil.plugin.viewer.navigation import fit_slide
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
+    from napari.utils.events import Event
 
     from napari_lrmil.core.geometry import Int64
     from napari_lrmil.core.inference.prediction import Prediction
@@ -53,7 +54,9 @@ MODES_WITHOUT_TOOL = ("pan_zoom", "transform")
 # Sides of the wipe on the screen, clockwise from the right by an eighth of a turn each.
 WIPE_SIDES: tuple[str, ...] = ("right of", "to the lower right of", "below", "to the lower left of", "left of")
 WIPE_SIDES += ("to the upper left of", "above", "to the upper right of")
-CAPTION_PREFIX, CAPTION_WIDTH = "Colour: ", 44  # letters per line; the scale bar takes the rest of the width
+CAPTION_PREFIX, CAPTION_WIDTH = "Colour: ", 44  # letters per line
+LETTER_PX = 8  # of the caption, a little more than the mean of 7.4 under 96 dpi
+SCALE_BAR_PX = 190  # napari's scale bar, 150 at most, with the padding of bar and caption
 
 
 # ---------------------------------------------------------------- views
@@ -389,7 +392,11 @@ def update_caption(viewer: ViewerModel, style: AttentionStyle | None) -> None:
 
 
 def prepare_caption(viewer: ViewerModel) -> None:
-    """Render the letters of the caption invisibly, so that the first analysis does not wait for them."""
+    """Render the letters of the caption invisibly, so that the first analysis does not wait for them.
+
+    From here on the caption fits the canvas at every size.
+    """
+    viewer.canvas.events.size.connect(_fit_caption)  # once, however often it is called
     if not viewer.canvas.overlays.text.visible:
         _show_map_caption(viewer, None)
         _hide_caption(viewer)
@@ -410,8 +417,37 @@ def _hide_caption(viewer: ViewerModel) -> None:
 
 
 def _set_caption(viewer: ViewerModel, meaning: str) -> None:
-    caption, text = viewer.canvas.overlays.text, fill(CAPTION_PREFIX + meaning, CAPTION_WIDTH)
-    if (caption.text, caption.visible, caption.opacity) == (text, True, 1.0):
+    caption, (text, position) = (
+        viewer.canvas.overlays.text,
+        place_caption(CAPTION_PREFIX + meaning, viewer.canvas.size[1]),
+    )
+    if (caption.text, caption.position, caption.visible, caption.opacity) == (text, position, True, 1.0):
         return
     caption.text, caption.opacity, caption.box = text, 1.0, True
-    caption.position, caption.font_size, caption.visible = "bottom_left", 8, True
+    caption.position, caption.font_size, caption.visible = position, 8, True
+
+
+def place_caption(text: str, width_px: float) -> tuple[str, str]:
+    """Return a caption in lines, and its position, at which it does not reach the scale bar at the bottom right.
+
+    Where there is no room beside the bar, the caption has the bar's position: napari stacks what is at one position.
+
+    Parameters
+    ----------
+    text
+        The caption; its lines are broken anew.
+    width_px
+        Width of the canvas in logical pixels.
+    """
+    letters = max(1, min(CAPTION_WIDTH, int(width_px / LETTER_PX) - 3))  # with padding
+    lines = fill(" ".join(text.split()), letters)
+    longest = max(map(len, lines.splitlines()))
+    has_room = longest * LETTER_PX + SCALE_BAR_PX <= width_px
+    return lines, "bottom_left" if has_room else "bottom_right"
+
+
+def _fit_caption(event: Event) -> None:
+    """Fit the caption to the new size of the canvas that sends the event."""
+    caption = event.source.overlays.text
+    if caption.text.startswith(CAPTION_PREFIX):
+        caption.text, caption.position = place_caption(caption.text, event.source.size[1])
