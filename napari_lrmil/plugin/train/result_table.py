@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lrmil_training.evaluation.metrics import FEW_TEST_SLIDES, explain_no_spread
 from lrmil_training.evaluation.summary import is_method_entry
-from lrmil_training.report.run_record import FEW_TEST_SLIDES, SPLIT_ORDER, method_label, method_rank
+from lrmil_training.report.run_record import SPLIT_ORDER, method_label, method_rank
 from lrmil_training.report.series import (
     NOT_CALIBRATED,
     TOO_FEW_FOR_CALIBRATION,
@@ -114,11 +115,17 @@ def _make_row(method: str, values: Mapping[str, Any]) -> MethodRow:
         method,
         method_label(method),
         _format_metric(auroc["value"]),
-        "–" if auroc["low"] is None else f"{auroc['low']:.2f} to {auroc['high']:.2f}",
+        _format_interval(auroc),
         _format_metric(values["balanced_accuracy"]),
         _format_metric(agreement),
         *_format_cost(values["cost"]),
     )
+
+
+def _format_interval(auroc: Mapping[str, Any]) -> str:
+    if explain_no_spread(auroc):
+        return "no spread"  # which a note explains
+    return "–" if auroc["low"] is None else f"{auroc['low']:.2f} to {auroc['high']:.2f}"
 
 
 def _format_cost(cost: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -169,6 +176,9 @@ def _make_notes(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     notes = [f"{slides} of {patients}; intervals over {first['interval']}."]
     if first["n_slides"] < FEW_TEST_SLIDES:
         notes.append(f"Only {slides}: these metrics are uncertain and will change with more slides.")
+    no_spread = {method: text for method, values in results.items() if (text := explain_no_spread(values["auroc"]))}
+    if no_spread:  # the text is that of every method, because all were measured on the same slides
+        notes.append(f"{', '.join(map(method_label, no_spread))}: {next(iter(no_spread.values()))}.")
     student = results.get("student")
     if student is not None and not student["calibrated"]:
         notes.append(f"{NOT_CALIBRATED}: {TOO_FEW_FOR_CALIBRATION}.")

@@ -8,7 +8,7 @@ patients within classes and do not keep the draws for paired differences. The ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ Int = NDArray[np.int64]
 MIN_PATIENTS_PER_CLASS = 5  # with fewer patients in a class, a bootstrap over patients is meaningless
 OVER_PATIENTS, OVER_SLIDES = "patients", "slides (patient uncertainty not covered)"
 NO_LABELS = "the slides have no labels"  # reason of an undefined AUROC
+FEW_TEST_SLIDES = 30  # fewer slides in a split give metrics that depend mostly on chance
 N_RELIABILITY_BINS = 10  # of nearly equal mass, for the calibration error
 CONFIDENCE_LEVEL = 0.95
 MIN_CALIBRATION_SLIDES = 10  # validation slides that a temperature needs
@@ -176,6 +177,26 @@ def auroc_with_interval(scored: ScoredSlides, resampler: Resampler) -> dict[str,
         return result | {"reason": "a class is missing in this split"}
     bounds = percentile_interval(resampler.aurocs(scored))
     return result | ({"low": bounds[0], "high": bounds[1]} if bounds else {"reason": "a resample lacked a class"})
+
+
+def explain_no_spread(auroc: Mapping[str, Any], noun: str = "slide") -> str | None:
+    """Return why an AUROC of 0 or 1 has no interval though its bounds are defined; None for any other.
+
+    If a method ranks all slides right, every resample does too: both bounds are 1, which reads as certainty.
+
+    Parameters
+    ----------
+    auroc
+        ``value``, ``low``, ``high``, and the number of slides or patients, as in ``metrics.json``.
+    noun
+        What the resamples draw: ``slide`` or ``patient``.
+    """
+    value, count = auroc["value"], auroc[f"n_{noun}s"]
+    if value not in (0.0, 1.0) or not auroc.get("low") == auroc.get("high") == value:
+        return None
+    if count >= FEW_TEST_SLIDES:
+        return f"no spread in the resamples of {count} {noun}s"
+    return f"no spread in the resamples: {count} {noun}s are too few for an interval"
 
 
 def unlabelled_auroc(patients: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from lrmil_training.evaluation.metrics import explain_no_spread
 from lrmil_training.report.run_record import method_label, read_run
 from lrmil_training.report.sections import build_sections, slides_with_pictures
 from lrmil_training.report.slide_pictures import write_thumbnails
@@ -70,6 +71,7 @@ def _render(sections: Mapping[str, Any], full_paths: bool) -> str:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = format_metric
+    environment.filters["no_spread"] = explain_no_spread
     environment.filters["counted"] = format_count
     environment.filters["signed"] = format_signed
     environment.filters["share"] = _format_share

@@ -30,7 +30,6 @@ METHOD_LABELS = {
     "stage2_only": "LR, stage 2 only",
     "both": "LR, stages 1 and 2",
 }
-FEW_TEST_SLIDES = 30  # fewer slides in a split give metrics that depend mostly on chance
 SERIES_STAGE = "runs"  # the stage whose progress counts the runs of a series
 SELECTION_METRIC = "select"  # the metric by which a stage chooses its epoch; higher is better
 

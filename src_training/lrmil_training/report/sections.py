@@ -11,7 +11,7 @@ from typing import Any
 
 from lrmil_training.data.validation_patients import few_validation_patients
 from lrmil_training.evaluation.comparison_table import CHOSEN, Row, comparison_rows, series_rows
-from lrmil_training.evaluation.metrics import NO_LABELS
+from lrmil_training.evaluation.metrics import FEW_TEST_SLIDES, NO_LABELS
 from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.evaluation.significance import NON_INFERIORITY_MARGIN
 from lrmil_training.report.plots import (
@@ -26,7 +26,6 @@ from lrmil_training.report.plots import (
     render_svg_uri,
 )
 from lrmil_training.report.run_record import (
-    FEW_TEST_SLIDES,
     RunRecord,
     TrainingCurve,
     class_names,

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lrmil_training.evaluation.metrics import NO_LABELS
+from lrmil_training.evaluation.metrics import FEW_TEST_SLIDES, NO_LABELS
 from lrmil_training.evaluation.summary import find_best_run, is_method_entry, validation_score
-from lrmil_training.report.run_record import FEW_TEST_SLIDES
 from napari_lrmil.core.formatting import format_count
 
 COST_KEYS = ("patches_per_slide", "pixels_per_slide", "cpu_seconds_per_slide")

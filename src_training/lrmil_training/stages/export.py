@@ -12,7 +12,7 @@ from typing import Any
 from lrmil_training.data.cohort import Cohort
 from lrmil_training.data.validation_patients import validation_notice
 from lrmil_training.evaluation.evaluate import SlideResult, fit_method_temperature
-from lrmil_training.evaluation.metrics import NO_LABELS
+from lrmil_training.evaluation.metrics import FEW_TEST_SLIDES, NO_LABELS, explain_no_spread
 from lrmil_training.evaluation.patients import PATIENTS
 from lrmil_training.runs.event_log import SELECTION
 from lrmil_training.stages.embedding_statistics import measure_embeddings, measure_patient_embeddings
@@ -149,5 +149,9 @@ def _auroc_line(name: str, auroc: Mapping[str, Any], count: str, unit: str) -> d
     # An undefined figure, for example with a missing class, has no line.
     if auroc["value"] is None or auroc["low"] is None:
         return {}
+    line = f"{auroc[count]} {unit}, interval over {auroc['interval']}"
+    no_spread = explain_no_spread(auroc, count.removeprefix("n_").removesuffix("s"))
+    if no_spread and auroc[count] < FEW_TEST_SLIDES:
+        return {name: f"{auroc['value']:.3f} ({no_spread}), {auroc[count]} {unit}"}
     span = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
-    return {name: f"{span}, {auroc[count]} {unit}, interval over {auroc['interval']}"}
+    return {name: ", ".join(filter(None, (span, line, no_spread)))}

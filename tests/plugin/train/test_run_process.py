@@ -157,7 +157,8 @@ def test_a_finished_run_opens_as_one(tmp_path: Path) -> None:
     assert run.phase is RunPhase.FINISHED and run.log.attempt == 1 and len(run.log.curves) == 4
     result = read_run_result(folder)
     assert result is not None and [row.name for row in result.rows[:2]] == ["HR teacher", "LR student"]
-    assert " to " in result.rows[0].interval and result.reliability["student"] and "uncertain" in result.notes[1]
+    assert [row.interval for row in result.rows] == ["no spread", "no spread", "0.44 to 1.00", "0.44 to 1.00"]
+    assert result.reliability["student"] and "uncertain" in result.notes[1]
 
 
 def test_a_series_has_a_mean_and_a_spread(tmp_path: Path) -> None:

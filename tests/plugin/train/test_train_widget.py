@@ -442,3 +442,20 @@ def test_the_result_of_several_seeds_names_its_spread(
     shown = dock.outcome.notes.text()
     assert "the same 8 test slides" in shown and "not a confidence interval" in shown and "uncertain" in shown
     assert "The model is that of seed " in shown
+
+
+def test_a_perfect_figure_of_few_slides_has_no_interval(
+    dock: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No resample differs from it, and 1.00 to 1.00 reads as certainty."""
+    folder = write_run(tmp_path / "run", {"train": 8, "val": 6, "test": 8})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for method, low in (("teacher", 1.0), ("student", 1.0), ("labels_only", 0.8), ("stage2_only", 0.8)):
+        metrics[method]["test"]["auroc"] |= {"value": 1.0, "low": low, "high": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    choose(monkeypatch, "getExistingDirectory", folder)
+    dock.running.open.click()
+    qtbot.waitUntil(lambda: "AUROC" in dock.outcome.table.text(), timeout=WAIT_MS)
+    assert "1.00–1.00" not in dock.outcome.table.text() and ">no&nbsp;spread<" in dock.outcome.table.text()
+    sentence = "HR teacher, LR student: no spread in the resamples: 8 slides are too few for an interval."
+    assert sentence in dock.outcome.notes.text() and "0.80–1.00" in dock.outcome.table.text()

@@ -93,6 +93,23 @@ def test_imbalance_and_its_remedy_are_stated(page: str, folder: Path, tmp_path: 
     assert describe_class_weights(read_run(tmp_path / "none")) is None
 
 
+def test_a_perfect_figure_of_few_slides_has_no_interval(tmp_path: Path) -> None:
+    """Neither on the tile nor in the tables by slide and by patient; the metrics stay as they are."""
+    folder = write_run(tmp_path / "run", {"train": 4, "val": 6, "test": 8})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for method in METHODS:
+        low = 1.0 if method == "student" else 0.8
+        for figures in (metrics[method]["test"], metrics[method]["test"]["patients"]):
+            figures["auroc"] |= {"value": 1.0, "low": low, "high": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = write_report(folder).read_text()
+    n_patients = metrics["student"]["test"]["patients"]["auroc"]["n_patients"]
+    page = page.split('<h2 id="val">')[0]
+    assert page.count("no spread in the resamples: 8 slides are too few for an interval") == 2
+    assert page.count(f"no spread in the resamples: {n_patients} patients are too few for an interval") == 1
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+
+
 def test_delong_is_shown_only_with_one_slide_a_patient(page: str, tmp_path: Path) -> None:
     assert "undefined: some patients have several slides" in page and "&lt; 0.001" not in page
     metrics = json.loads((write_run(tmp_path / "run", COUNTS, alone=True) / "metrics.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 
 from lrmil_training.data.cohort import CohortSlide
 from lrmil_training.evaluation.evaluate import SlideResult
-from lrmil_training.stages.export import training_colour
+from lrmil_training.stages.export import summary, training_colour
 from napari_lrmil.core.geometry import PatchPlan
 from napari_lrmil.core.patching.color import FEWEST_SLIDES, color_stats
 from napari_lrmil.core.patching.grid import find_nested_grid
@@ -47,3 +47,27 @@ def test_slides_that_are_gone_since_cost_no_bundle(results: list[SlideResult]) -
     assert colour is not None and colour.slides == FEWEST_SLIDES
     results[3].row.path.unlink()
     assert training_colour(results) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "n_slides", "span", "end"),
+    [
+        (1.0, 1.0, 8, "1.000 (no spread in the resamples: 8 slides are too few for an interval)", ""),
+        (0.0, 0.0, 8, "0.000 (no spread in the resamples: 8 slides are too few for an interval)", ""),
+        (1.0, 0.5, 8, "1.000 (0.500 to 1.000)", ", interval over patients"),
+        (0.9, 0.9, 8, "0.900 (0.900 to 0.900)", ", interval over patients"),
+        (
+            1.0,
+            1.0,
+            40,
+            "1.000 (1.000 to 1.000)",
+            ", interval over patients, no spread in the resamples of 40 slides",
+        ),
+    ],
+)
+def test_the_card_states_no_interval_without_spread(
+    value: float, low: float, n_slides: int, span: str, end: str
+) -> None:
+    auroc = {"value": value, "low": low, "high": value, "n_slides": n_slides, "n_patients": n_slides}
+    metrics = {"student": {"test": {"auroc": auroc | {"interval": "patients"}}}}
+    assert summary(metrics) == {"student, test: AUROC": f"{span}, {n_slides} slides of {n_slides} patients{end}"}
