@@ -78,6 +78,9 @@ class AnalyseWidget(DockWidget):
     ----------
     removed
         Emitted when the dock was closed or taken out of the window. Other docks must let go of its session.
+    take_run_key
+        Asked by the run key before the dock itself runs: starts the run of another dock that is in front, and returns
+        whether there is one.
     """
 
     TAB_TITLE = "Analyse"
@@ -92,6 +95,7 @@ class AnalyseWidget(DockWidget):
         add_doctor_action(viewer)
         self.session = session or Session(open_slide=make_slide_opener(viewer))
         self.viewer_actions = ViewerActions(viewer, self.session)
+        self.take_run_key: Callable[[], bool] | None = None
         self._worker: BackgroundWorker | None = None
         self._devices = available_devices()
         loaded = self.session.settings_store.load_settings()
@@ -231,7 +235,7 @@ class AnalyseWidget(DockWidget):
 
     def _connect_shortcuts(self) -> None:
         self._cancel_key = QShortcut(QKeySequence("Escape"), self, activated=self.cancel)
-        run_key = QShortcut(QKeySequence("Ctrl+R"), self, activated=self._run_or_cancel)
+        run_key = QShortcut(QKeySequence("Ctrl+R"), self, activated=self._on_run_key)
         follow_key = QShortcut(QKeySequence("Ctrl+L"), self, activated=self._toggle_follows_view)
         for key in (self._cancel_key, run_key, follow_key):
             key.setContext(Qt.ShortcutContext.WindowShortcut)
@@ -353,6 +357,11 @@ class AnalyseWidget(DockWidget):
             show_errors(self.viewer_actions.sync_drawn_regions)
 
     # ------------------------------------------------------------ run
+
+    def _on_run_key(self) -> None:
+        is_taken = not self.session.is_busy and self.take_run_key is not None and self.take_run_key()
+        if not is_taken:
+            self._run_or_cancel()
 
     def _run_or_cancel(self) -> None:
         if self.session.is_busy:

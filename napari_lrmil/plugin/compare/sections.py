@@ -169,7 +169,7 @@ class TeacherRunForm(QWidget):  # type: ignore[misc]  # qtpy has no types
         busy_label = "Cancelling…" if is_cancelling else "Cancel"
         self.run_button.setText(busy_label if self._is_busy else RUN_LABEL)
         ending = "The current step ends first." if is_cancelling else ""
-        tip = "Cancel the run" if self._is_busy else "Run student and teacher and compare their attention"
+        tip = "Cancel the run" if self._is_busy else "Run student and teacher and compare their attention (Ctrl+R)"
         enable_unless(self.run_button, blocked or ending, tip)
         self.note.setText(blocked)
         self.note.setVisible(bool(blocked))

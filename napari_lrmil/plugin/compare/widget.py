@@ -35,7 +35,7 @@ from napari_lrmil.plugin.compare.sections import (
     why_no_teacher,
 )
 from napari_lrmil.plugin.guards import guard_viewer
-from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, open_dock, tabify_beside
+from napari_lrmil.plugin.qt.docks import DockWidget, find_dock, is_in_front, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.errors import show_error, show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
@@ -140,6 +140,7 @@ class CompareWidget(DockWidget):
         analyse = find_dock(self._viewer, AnalyseWidget)
         self.analyse = analyse if analyse is not None else open_dock(self._viewer, AnalyseWidget, ANALYSE_TITLE)
         self.analyse.removed.connect(self._on_analyse_removed)
+        self.analyse.take_run_key = self._take_run_key
         self.analyse.result_view.compare_mode_changed.connect(self._show_compare_mode)
         connect_until_destroyed(self, [(self.session.changed, self._refresh)])
         self._show_joined(True)
@@ -179,6 +180,7 @@ class CompareWidget(DockWidget):
         self._cancel_cohort()
         if not self._has_analyse:  # its widgets may be deleted already
             return
+        self.analyse.take_run_key = None
         self.cancel()
         if lrmil_layers(self._viewer, role="slide"):
             self.analyse.result_view.show_picked(None)
@@ -278,6 +280,13 @@ class CompareWidget(DockWidget):
         if patches is not None and not self.session.is_busy:
             self._started_run = True
             self.analyse.run(patches)
+
+    def _take_run_key(self) -> bool:
+        """Run student and teacher if this dock is in front of the Analyse dock, and return whether it is."""
+        has_key = is_in_front(self) and not is_in_front(self.analyse)
+        if has_key:
+            self.form.run_button.click()  # a disabled button does nothing, and the note below it says why
+        return has_key
 
     def cancel(self) -> None:
         """Cancel a run or a load that this dock has started, after its current step."""

@@ -83,6 +83,15 @@ def open_dock(viewer: Viewer, kind: type[Dock], name: str) -> Dock:
     return dock
 
 
+def is_in_front(widget: QWidget) -> bool:
+    """Return whether a widget is seen: not in a tab behind another one, and not hidden."""
+    dock = widget.parentWidget()
+    if not isinstance(dock, QDockWidget) or dock.isFloating() or not widget.isVisible():
+        return bool(widget.isVisible())
+    # Qt does not hide a tab behind another one: it puts it outside the window.
+    return bool(dock.geometry().intersects(dock.parentWidget().rect()))
+
+
 def tabify_with(viewer: Viewer, dock: QWidget, kind: type[Dock]) -> None:
     """Put `dock` into one tab bar with the dock of class `kind`, if there is one.
 

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.backend_bases import MouseEvent
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QShortcut
 
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.results.writer import write_prediction
 from napari_lrmil.plugin.compare.sections import COSTS_FOLLOW
+from napari_lrmil.plugin.qt.docks import is_in_front
 from napari_lrmil.plugin.session.preconditions import NOT_DISTILLED
 from napari_lrmil.plugin.session.run_state import SessionState
 from napari_lrmil.plugin.session.session import Session
@@ -101,6 +104,22 @@ def test_it_shares_slide_and_answers_with_analyse_and_asks_the_top_patches_once(
     assert dock.measures.value()["Seconds, alone"] == dock.measures.value()["Pixels read"] == ("not measured",) * 2
     assert dock.measures.cost_caution.isVisibleTo(dock) and "From the cache" in dock.measures.cost_caution.text()
     assert not dock.analyse.with_teacher.value, "what Analyse runs is a choice of its own"
+
+
+def test_the_run_key_runs_what_the_dock_in_front_shows(make_compare: MakeCompare, slide_path: Path, qtbot: Any) -> None:
+    dock = make_compare(slide_path)
+    dock.form.top.setValue(3)
+    [run_key] = [key for key in dock.analyse.findChildren(QShortcut) if key.key() == QKeySequence("Ctrl+R")]
+    for front, other, has_teacher in ((dock, dock.analyse, True), (dock.analyse, dock, False), (dock, None, True)):
+        front.parentWidget().raise_()
+        qtbot.waitUntil(lambda front=front: is_in_front(front), timeout=WAIT_MS)
+        assert other is None or not is_in_front(other)
+        before = dock.session.prediction
+        run_key.activated.emit()
+        qtbot.waitUntil(lambda before=before: dock.session.prediction is not before, timeout=WAIT_MS)
+        qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
+        assert (dock.session.prediction.teacher is not None) == has_teacher
+    assert dock.session.prediction.compared.sum() == 3
 
 
 def test_a_model_without_a_teacher_says_so_in_place_of_the_cost(
