@@ -98,25 +98,29 @@ def settled_faults(dock: Any, qtbot: Any, state: str) -> list[str]:
     return [f"{state}: {fault}" for fault in clipped_texts(dock)]
 
 
-def test_a_label_button_box_and_column_without_room_are_reported(qtbot: Any) -> None:
-    from qtpy.QtWidgets import QComboBox, QLabel, QPushButton, QTableWidget, QVBoxLayout, QWidget
+def test_a_label_button_field_and_column_without_room_are_reported(qtbot: Any) -> None:
+    from qtpy.QtWidgets import QComboBox, QLabel, QPushButton, QSpinBox, QTableWidget, QVBoxLayout, QWidget
 
     root = QWidget()
     column = QVBoxLayout(root)
     label, button, box, table = QLabel("a long label"), QPushButton("a long button"), QComboBox(), QTableWidget(1, 1)
     box.addItems(["a", "a long choice in the list"])
+    number = QSpinBox()
+    number.setRange(0, 123456789)
+    number.setValue(123456789)
     table.setHorizontalHeaderLabels(["a long column"])
     table.setColumnWidth(0, 30)
-    for widget in (label, button, box):
+    for widget in (label, button, box, number):
         widget.setFixedWidth(40)
-    for widget in (label, button, box, table):
+    for widget in (label, button, box, number, table):
         column.addWidget(widget)
     qtbot.addWidget(root)
     root.show()
     qtbot.waitUntil(root.isVisible)
     reported = "\n".join(clipped_texts(root))
     assert all(text in reported for text in ("a long label", "a long button", "a long choice", "a long column"))
-    for widget in (label, button, box):
+    assert "'123456789' needs" in reported
+    for widget in (label, button, box, number):
         widget.setFixedWidth(300)
     table.setColumnWidth(0, 200)
     qtbot.waitUntil(lambda: not clipped_texts(root))

@@ -11,9 +11,9 @@ TOLERANCE_PX = 1  # style sheets round
 def clipped_texts(root: Any) -> list[str]:
     """Return a line for each visible text below `root` that has less room than it needs.
 
-    Examined are labels, buttons, check boxes, radio buttons, combo boxes, and the headers of tables.
+    Examined are labels, buttons, check boxes, radio buttons, combo boxes, spin boxes, and the headers of tables.
     """
-    from qtpy.QtWidgets import QAbstractButton, QComboBox, QHeaderView, QLabel
+    from qtpy.QtWidgets import QAbstractButton, QAbstractSpinBox, QComboBox, QHeaderView, QLabel
 
     found: list[str] = []
     found += _beyond_edge(root)
@@ -21,6 +21,7 @@ def clipped_texts(root: Any) -> list[str]:
         (QLabel, _label),
         (QAbstractButton, _button),
         (QComboBox, _combo_box),
+        (QAbstractSpinBox, _spin_box),
         (QHeaderView, _header),
     ):
         for widget in root.findChildren(kind):
@@ -76,6 +77,14 @@ def _combo_box(box: Any) -> list[str]:
     texts = [text for row in range(box.count()) if "/" not in (text := box.itemText(row))]
     wide = [text for text in texts if box.fontMetrics().horizontalAdvance(text) > field.width() + TOLERANCE_PX]
     return [f"{text!r} has {field.width()}" for text in wide]
+
+
+def _spin_box(box: Any) -> list[str]:
+    field = box.lineEdit()
+    margins = field.textMargins()
+    room = min(field.width(), box.width() - field.x()) - margins.left() - margins.right()
+    need = box.fontMetrics().horizontalAdvance(box.text())
+    return [] if need <= room + TOLERANCE_PX else [f"{box.text()!r} needs {need}, has {room}"]
 
 
 def _header(header: Any) -> list[str]:

@@ -22,6 +22,12 @@ from qtpy.QtWidgets import (
 from napari_lrmil.plugin.qt.section import HeightForWidthColumn, Section
 
 FIELD_MIN_WIDTH_PX, FIELD_MIN_HEIGHT_PX = 32, 18
+# Buttons without a size: with `QAbstractSpinBox.NoButtons` the style sheet of napari leaves one pixel for the number.
+SPIN_BOX_STYLE = """
+QAbstractSpinBox {{min-width: {width}px; min-height: {height}px; padding: 1px 4px}}
+QAbstractSpinBox::up-button, QAbstractSpinBox::down-button {{width: 0px; height: 0px}}
+QAbstractSpinBox::up-arrow, QAbstractSpinBox::down-arrow {{image: none; width: 0px; height: 0px}}
+"""
 BOTTOM_MARGIN_PX = 14  # below the last widget: bold text that wraps is a few pixels higher than Qt computes
 
 
@@ -108,8 +114,8 @@ def shrink_fields(form: QWidget) -> None:
             field.setStyleSheet(f"min-width: {FIELD_MIN_WIDTH_PX}px; min-height: {FIELD_MIN_HEIGHT_PX}px")
             if isinstance(field, QComboBox):
                 field.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            if isinstance(field, QAbstractSpinBox):
-                field.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)  # arrow keys and wheel do the same
+            if isinstance(field, QAbstractSpinBox):  # arrow keys and wheel do what the buttons did
+                field.setStyleSheet(SPIN_BOX_STYLE.format(width=FIELD_MIN_WIDTH_PX, height=FIELD_MIN_HEIGHT_PX))
 
 
 class LabelColumn(QObject):  # type: ignore[misc]  # qtpy has no types

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -33,14 +34,18 @@ from napari_lrmil.core.errors import CohortError, LrmilError
 from napari_lrmil.core.events import Event, Finished, Partial, Progress
 from napari_lrmil.core.formatting import format_count
 from napari_lrmil.core.geometry import PatchPlan
+from napari_lrmil.core.models.card import MAX_NAME
 from napari_lrmil.core.patching.grid import find_tissue_grid, require_resolution
 from napari_lrmil.core.patching.tissue import TissueConfig
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.slide_files import SLIDE_ENDINGS, SlideSearch
 from napari_lrmil.core.slides.slide_names import slide_name
+from napari_lrmil.core.text_escapes import printable
 
 ColumnName = Literal["slide", "label", "patient", "split", "mpp"]
+TABLE_ENDINGS = (".csv", ".tsv", ".txt")
 COLUMNS: tuple[ColumnName, ...] = ("slide", "label", "patient", "split", "mpp")
+COHORT_FILE = "cohort.csv"  # in the run folder, if the table is not saved elsewhere
 UNSAVED_TABLE = Path("the table")  # stands for the path in errors of a cohort without a file
 
 
@@ -444,6 +449,17 @@ class CohortTable:
         ):
             self._checks[event.result.key] = event.result.check
             self.changed.emit()
+
+
+def propose_model_name(cohort: Path) -> str:
+    """Return a name for a model of a cohort, from its table or folder and today's date; empty if they say nothing.
+
+    A table that is called as all tables are has the name of its folder.
+    """
+    path = cohort.parent if cohort.name.lower() == COHORT_FILE else cohort
+    name = printable(path.stem if path is cohort and cohort.suffix.lower() in TABLE_ENDINGS else path.name)
+    today = date.today().isoformat()
+    return f"{name[: MAX_NAME - len(today) - 1].strip()} {today}" if name.strip() else ""
 
 
 def _require_valid_cell(column: ColumnName, text: str) -> None:

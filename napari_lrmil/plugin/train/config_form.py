@@ -28,6 +28,7 @@ from napari_lrmil.plugin.train.pair_preview import PatchPairPicture
 
 # Main settings: label of the line, and its settings.
 MAIN_FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Model name", ("name",)),
     ("HR teacher", ("distil",)),
     ("HR encoder", ("encoder.teacher",)),
     ("HR features", ("hr_features",)),
@@ -46,6 +47,7 @@ HR_FIELDS = (
     "stage2.epochs",
 )  # of no use without a teacher
 HR_GROUPS = ("selection", "stage1", "stage2")
+NAME, DEFAULT_NAME = "name", TrainConfig().name
 OTHER_ENCODER, CUSTOM_PRESET = "other…", "own settings"
 PREVIEW_PX = 148
 MAIN_LABEL_SHARE = 0.33  # the names of devices and encoders are longer than the labels
@@ -63,6 +65,7 @@ class TrainingForm(Step):
         super().__init__("train settings", "2 · Settings", parent)
         self._fields = {field.key: field for field in list_config_fields()}
         self._showing = False
+        self._proposed_name = DEFAULT_NAME
         self.editors: dict[str, Widget] = {key: _make_editor(field) for key, field in self._fields.items()}
         self.preset = widgets.ComboBox(
             label="Preset", choices=[*PRESETS, CUSTOM_PRESET], tooltip="Predefined settings to start from"
@@ -160,6 +163,8 @@ class TrainingForm(Step):
         try:
             for key, value in flatten_config(config).items():
                 self.editors[key].value = self._fields[key].to_editor(value)
+            if config.name == DEFAULT_NAME:
+                self.editors[NAME].value = self._proposed_name
             self._show_encoder(config.encoder.teacher)
             named = next((name for name in PRESETS if preset_config(name) == config), CUSTOM_PRESET)
             self.preset.value = named
@@ -167,6 +172,19 @@ class TrainingForm(Step):
         finally:
             self._showing = False
         self.changed.emit()
+
+    def propose_name(self, name: str) -> None:
+        """Show a name of the model in place of the default or of an earlier proposal; the preset stays.
+
+        A name that the user or a settings file gave stays too. An empty proposal is the default.
+        """
+        is_free = self.editors[NAME].value in (DEFAULT_NAME, self._proposed_name)
+        self._proposed_name = name or DEFAULT_NAME
+        if is_free:
+            self._showing = True
+            self.editors[NAME].value = self._proposed_name
+            self._showing = False
+            self.changed.emit()
 
     def check(self) -> TrainConfig | None:
         """Return the configuration; if it is invalid, show the error and return None."""

@@ -29,7 +29,7 @@ from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.steps import Step, StepList
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.train.cohort_editor import CohortEditor
-from napari_lrmil.plugin.train.cohort_table import CohortTable
+from napari_lrmil.plugin.train.cohort_table import COHORT_FILE, CohortTable, propose_model_name
 from napari_lrmil.plugin.train.config_form import TrainingForm
 from napari_lrmil.plugin.train.curves import PlotTheme
 from napari_lrmil.plugin.train.encoder_choices import EncoderChoice, describe_encoder, list_encoder_choices
@@ -51,7 +51,6 @@ POLL_MS = 400  # between reads of the run folder
 DRAW_MS = 700  # between redraws of the curves, each of which takes a few hundredths of a second
 SETTINGS_SETTLE_MS = 400  # pause in typing after which settings are checked
 ANALYSE_TITLE = "Analyse (LRMIL)"
-COHORT_FILE = "cohort.csv"  # in the run folder, if the table is not saved elsewhere
 NO_ESTIMATE = "The estimate of time and disk space needs checked slides."
 TABLE_FILTER = "Cohort tables (*.csv)"
 
@@ -177,7 +176,12 @@ class TrainWidget(DockWidget):
 
     def open_table(self, path: Path) -> None:
         """Open a cohort table."""
-        show_errors(partial(self.table.open, path))
+        show_errors(partial(self._read_cohort, self.table.open, path))
+
+    def _read_cohort(self, read: Callable[[Path], None], path: Path) -> None:
+        """Read a table or a folder of slides, and propose a name of the model that says which."""
+        read(path)
+        self.form.propose_name(propose_model_name(path.resolve()))
 
     def _may_drop_table(self) -> bool:
         """Return whether the table may be replaced; ask if it has unsaved changes."""
@@ -188,7 +192,7 @@ class TrainWidget(DockWidget):
             return
         folder = QFileDialog.getExistingDirectory(self, "Folder of slides")
         if folder:
-            show_errors(partial(self.table.build, Path(folder)))
+            show_errors(partial(self._read_cohort, self.table.build, Path(folder)))
 
     def _ask_save(self) -> None:
         start = self.table.path or (self.table.rows[0].path.parent / COHORT_FILE if self.table.rows else COHORT_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,33 @@ def test_settings_come_from_the_configuration(dock: Any, qtbot: Any) -> None:
     form.encoder.value = form.encoder.choices[-1]
     form.editors["encoder.teacher"].value = "nowhere.safetensors"
     qtbot.waitUntil(lambda: "no encoder 'nowhere.safetensors'" in form.encoder_info.text(), timeout=WAIT_MS)
+
+
+def test_the_model_is_called_after_its_cohort_unless_the_user_names_it(
+    dock: Any, slide_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only in the dock: the default of the configuration is what it was."""
+    from datetime import date
+
+    name, today = dock.form.editors["name"], date.today().isoformat()
+    assert name.value == "lrmil" and dock.form.preset.value == "default"
+    assert name.native.isVisibleTo(dock.form.top.native)  # not in a folded group
+    choose(monkeypatch, "getOpenFileName", slide_folder / "cohort.csv")
+    dock.cohort.open.click()
+    assert dock.form.value().name == f"{slide_folder.name} {today}" and dock.form.preset.value == "default"
+    shutil.copy(slide_folder / "cohort.csv", slide_folder / "second round.csv")
+    choose(monkeypatch, "getOpenFileName", slide_folder / "second round.csv")
+    dock.cohort.open.click()
+    assert dock.form.value().name == f"second round {today}"
+    dock.form.preset.value = "paper"
+    assert dock.form.value().name == f"second round {today}" and dock.form.preset.value == "paper"
+    choose(monkeypatch, "getExistingDirectory", tmp_path)  # without a slide: the table stays, and so does its name
+    dock.cohort.build.click()
+    assert dock.form.value().name == f"second round {today}"
+    name.value = "mine"
+    choose(monkeypatch, "getExistingDirectory", slide_folder)
+    dock.cohort.build.click()
+    assert len(dock.table.rows) == 8 and dock.form.value().name == "mine" and preset_config("default").name == "lrmil"
 
 
 # ---------------------------------------------------------------- a run
