@@ -227,6 +227,7 @@ class AnalyseWidget(DockWidget):
             (self.artefacts.exclusion_toggled, self._exclude_artefacts),
             (self.navigation.icc_toggled, self.slide_display.set_true_colours),
             (self.navigation.label_requested, self.slide_display.show_labels),
+            (self.navigation.tools.measuring, self.result_view.leave_side_by_side),
         )
         for signal, callback in connections:
             signal.connect(callback)

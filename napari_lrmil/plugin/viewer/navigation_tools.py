@@ -10,7 +10,7 @@ from weakref import ref
 import numpy as np
 from napari.layers import Points
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QGuiApplication, QKeySequence
 from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QLabel, QLineEdit, QShortcut, QVBoxLayout, QWidget
 
@@ -53,7 +53,14 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
     ----------
     viewer
         Viewer with the slides.
+
+    Attributes
+    ----------
+    measuring
+        Emitted when the user begins to measure, before a line is drawn: it would not be seen in two views.
     """
+
+    measuring = Signal()
 
     def __init__(self, viewer: ViewerModel, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -122,6 +129,7 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
             callbacks.remove(self._press)
         self._start_um = None
         if is_on:
+            self.measuring.emit()
             # Of a slide's layer no tool draws while the user clicks.
             self._viewer.layers.selection.active = current_slide(self._viewer)
             callbacks.append(self._press)
@@ -155,6 +163,7 @@ class NavigationTools(QWidget):  # type: ignore[misc]  # qtpy has no types
             return
         if start is None:
             self._start_um = point_um
+            self.measuring.emit()  # the user may have chosen two views meanwhile
             self._show_distance(SECOND_HINT)
             return
         self._start_um = None

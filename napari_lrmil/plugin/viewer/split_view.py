@@ -231,6 +231,7 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
         copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in below if layer is not None]
         add_layers(viewer, [*copies, maps["attention", "teacher"]])
     _link_maps(viewer, slide.path)
+    _raise_lines(viewer, slide.path)
     arrange_views(viewer, slide.path)
     _select_map(viewer, layers[0], active)
     is_split = bool(viewer.canvas.grid.enabled)
@@ -241,6 +242,12 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
     if was_split and not is_split:
         for layer in lrmil_layers(viewer, slide.path, role="drawn"):
             layer.visible = True  # `arrange_views` has hidden it, because a split view has no cell for it
+
+
+def _raise_lines(viewer: ViewerModel, path: Path) -> None:
+    """Move a measured line of a slide above the maps, which have been added after it."""
+    for layer in lrmil_layers(viewer, path, role="distance"):
+        viewer.layers.move(viewer.layers.index(layer), len(viewer.layers))
 
 
 def _link_maps(viewer: ViewerModel, path: Path) -> None:
@@ -319,6 +326,7 @@ def show_evidence(
     new = build_evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
     if present is None:
         [present] = add_layers(viewer, [new])
+        _raise_lines(viewer, slide.path)
         _show_colorbar(present)
     else:
         update_layer(present, new)

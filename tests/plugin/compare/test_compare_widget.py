@@ -314,6 +314,32 @@ def test_wipe_difference_and_grid_change_the_maps(
     assert viewer.canvas.grid.enabled and len(lrmil_layers(viewer, role="attention")) == 2
 
 
+def test_measuring_leaves_two_views_and_its_line_lies_above_the_maps(
+    make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any
+) -> None:
+    dock = make_compare(slide_path)
+    run_teacher(dock, qtbot)
+    tools = dock.analyse.navigation.tools
+    assert viewer.canvas.grid.enabled
+    tools.measure.click()
+    assert dock.maps.value().view == "wipe" and not viewer.canvas.grid.enabled
+    tools.add_point((100.0, 100.0))
+    tools.add_point((300.0, 200.0))
+
+    def line_is_on_top() -> bool:
+        qtbot.waitUntil(lambda: timers_rest(dock.analyse), timeout=WAIT_MS)
+        lines = lrmil_layers(viewer, role="distance")
+        return len(lines) == 2 and list(viewer.layers[-2:]) == lines and all(layer.visible for layer in lines)
+
+    assert line_is_on_top()
+    dock.maps.views["difference"].click()
+    assert line_is_on_top()
+    dock.maps.views["side"].click()
+    qtbot.waitUntil(lambda: timers_rest(dock.analyse), timeout=WAIT_MS)
+    tools.add_point((100.0, 100.0))
+    assert dock.maps.value().view == "wipe" and line_is_on_top()
+
+
 @pytest.mark.parametrize("view", ["side", "wipe"])
 def test_both_maps_keep_one_colour_scale_whatever_is_changed_by_hand(
     make_compare: MakeCompare, viewer: Any, slide_path: Path, qtbot: Any, view: str
