@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import numpy as np
 
 from napari_lrmil.plugin.viewer.attention_layers import (
     AttentionStyle,
@@ -230,6 +233,8 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
         below = [_find_layer(viewer, slide.path, role, "student") for role in VIEW_ROLES[:2]]
         copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in below if layer is not None]
         add_layers(viewer, [*copies, maps["attention", "teacher"]])
+    for layer in _map_layers(viewer, slide.path):
+        _hide_missing_values(layer)
     _link_maps(viewer, slide.path)
     _raise_lines(viewer, slide.path)
     arrange_views(viewer, slide.path)
@@ -248,6 +253,18 @@ def _raise_lines(viewer: ViewerModel, path: Path) -> None:
     """Move a measured line of a slide above the maps, which have been added after it."""
     for layer in lrmil_layers(viewer, path, role="distance"):
         viewer.layers.move(viewer.layers.index(layer), len(viewer.layers))
+
+
+def _hide_missing_values(layer: Image) -> None:
+    """Let napari's status bar show no value beyond the patches of a map, and beyond the wipe: it would show nan."""
+    weak = ref(layer)  # the layer would keep itself alive
+
+    def get_value(*position: Any, **options: Any) -> Any:
+        present = weak()
+        value = type(present).get_value(present, *position, **options) if present is not None else None
+        return value if value is not None and np.isfinite(value) else None
+
+    layer.get_value = get_value
 
 
 def _link_maps(viewer: ViewerModel, path: Path) -> None:
@@ -326,6 +343,7 @@ def show_evidence(
     new = build_evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
     if present is None:
         [present] = add_layers(viewer, [new])
+        _hide_missing_values(present)
         _raise_lines(viewer, slide.path)
         _show_colorbar(present)
     else:

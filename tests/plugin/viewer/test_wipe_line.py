@@ -49,6 +49,19 @@ def test_the_line_follows_the_wipe(dock: Any, viewer: Any, left: int) -> None:
     assert left * PATCH_UM - 8 <= min(line) < max(line) <= left * PATCH_UM, "left of the border"
 
 
+def test_the_line_stays_if_the_teacher_is_pooled(dock: Any, viewer: Any) -> None:
+    dock.result_view.set_compare_mode(CompareMode("wipe", 3, pooled=True))
+    line = find_line(viewer)
+    assert len(line) == 2 and 3 * PATCH_UM - 8 <= min(line) < max(line) <= 3 * PATCH_UM
+
+
+def test_napari_shows_no_value_beyond_the_wipe(dock: Any, viewer: Any) -> None:
+    [student], [teacher] = lrmil_layers(viewer, role="attention"), lrmil_layers(viewer, role="wipe")
+    for layer, x, other_x in ((student, 200.0, 400.0), (teacher, 400.0, 200.0)):
+        assert float(layer.get_status((250.0, x), world=True)["value"]) >= 0
+        assert layer.get_status((250.0, other_x), world=True)["value"] == ""
+
+
 def test_the_line_is_no_layer_and_goes_with_its_map(dock: Any, viewer: Any) -> None:
     roles = {layer.metadata["napari_lrmil"]["role"] for layer in viewer.layers}
     assert roles <= {"underlay", "slide", "attention", "wipe"} and find_line(viewer)
