@@ -36,7 +36,7 @@ def print_metrics(run_folder: Path) -> None:
                 by_patient = splits[split][PATIENTS]["auroc"]
                 patients = format_count(by_patient["n_patients"], "patient")
                 counts = f"{patients} of {format_count(by_patient['n_slides'], 'slide')}"
-                print_result(f"{'':27} by patient {describe_auroc(by_patient)}, {counts}")
+                print_result(f"{'':27} by patient {describe_auroc(by_patient, 'patient')}, {counts}")
             # Once per split: every method was measured on the same slides.
             if a["n_slides"] < FEW_SLIDES and method == "student":
                 print_result(f"      only {format_count(a['n_slides'], f'{split} slide')}: figures are uncertain")

@@ -14,7 +14,7 @@ from lrmil_training.data.cohort import Cohort, CohortSlide
 from lrmil_training.data.cohort_file import read_table
 from lrmil_training.data.patient_groups import count_patients
 from lrmil_training.evaluation.evaluate import Results
-from lrmil_training.evaluation.metrics import NO_LABELS, OVER_PATIENTS
+from lrmil_training.evaluation.metrics import NO_LABELS, OVER_PATIENTS, explain_no_spread
 from lrmil_training.evaluation.patients import PATIENTS
 from napari_lrmil.core.csv_files import write_csv
 from napari_lrmil.core.errors import CohortError
@@ -203,11 +203,12 @@ def _drop_empty_interval(figures: dict[str, Any], noun: str) -> dict[str, Any]:
     return figures | {"auroc": auroc | {"low": None, "high": None, "reason": f"no interval: {reason}"}}
 
 
-def describe_auroc(auroc: Mapping[str, Any]) -> str:
-    """Return an AUROC with its interval, or why either is undefined, as text."""
+def describe_auroc(auroc: Mapping[str, Any], noun: str = "slide") -> str:
+    """Return an AUROC with its interval, or why either is undefined, as text; `noun` is as in `explain_no_spread`."""
     if auroc["value"] is None:
         return f"undefined ({auroc['reason']})" if auroc.get("reason") else "undefined"
     interval = auroc.get("reason", "") if auroc["low"] is None else f"{auroc['low']:.3f} to {auroc['high']:.3f}"
+    interval = explain_no_spread(auroc, noun) or interval
     return f"{auroc['value']:.3f} ({interval})" if interval else f"{auroc['value']:.3f}"
 
 

@@ -114,6 +114,7 @@ def test_a_group_of_too_few_slides_has_no_interval_and_says_why(
     assert before["auroc"]["low"] == before["auroc"]["high"] == 1.0, "without this the interval reads as certain"
     assert (auroc["value"], auroc["low"], auroc["high"], auroc["reason"]) == (1.0, None, None, reason)
     assert describe_auroc(auroc) == f"1.000 ({reason})"
+    assert describe_auroc(before["auroc"]).startswith("1.000 (no spread in the resamples: "), "of all slides alike"
     assert {k: v for k, v in figures.items() if k not in ("auroc", "patients")} == {
         k: v for k, v in before.items() if k not in ("auroc", "patients")
     }
