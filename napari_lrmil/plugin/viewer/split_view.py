@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.viewer.layers import Side
 
 VIEW_ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
-COLOUR_ATTRIBUTES = ("colormap", "contrast_limits", "gamma", "opacity", "interpolation2d")
+COLOUR_ATTRIBUTES = ("colormap", "contrast_limits", "gamma", "interpolation2d")  # each map can be faded by itself
 SPACING_PX = 6
 MODES_WITHOUT_TOOL = ("pan_zoom", "transform")
 # Sides of the wipe on the screen, clockwise from the right by an eighth of a turn each.

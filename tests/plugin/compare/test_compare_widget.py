@@ -351,7 +351,7 @@ def test_both_maps_keep_one_colour_scale_whatever_is_changed_by_hand(
     both = [layer for role in ("attention", "wipe") for layer in lrmil_layers(viewer, role=role)]
     assert len(both) == 2 and [layer.colorbar.visible for layer in both] == [False, True]
     for changed, other in (both, both[::-1]):
-        for name, value in (("colormap", "magma"), ("contrast_limits", [0.5, 3.0]), ("gamma", 0.5), ("opacity", 0.25)):
+        for name, value in (("colormap", "magma"), ("contrast_limits", [0.5, 3.0]), ("gamma", 0.5)):
             setattr(changed, name, value)
             assert getattr(other, name) == getattr(changed, name), name
         changed.colormap, changed.contrast_limits, changed.gamma = "viridis", (0, 1), 1.0
