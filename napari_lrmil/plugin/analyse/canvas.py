@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.session.analyse_state import AnalyseState, LayerFact
 from napari_lrmil.plugin.viewer.drawing_memory import DrawingMemory
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
@@ -55,10 +55,7 @@ class Canvas(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._is_applying = False
         self._shown_by_hand: Path | None = None
         # With a delay of 0, several layers that are made visible at once count as one action.
-        self._hand_timer = QTimer(self)
-        self._hand_timer.setSingleShot(True)
-        self._hand_timer.setInterval(0)
-        self._hand_timer.timeout.connect(self._follow_hand)
+        self._hand_timer = single_shot(self, 0, self._follow_hand)
         connect_until_destroyed(self, [(viewer.canvas.grid.events.enabled, self._on_grid_changed)])
         connect_until_destroyed(self, [(viewer.layers.events.removing, self._on_removing)])
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import shapely
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.viewer.navigation import visible_outline_um
 
@@ -50,10 +50,7 @@ class LiveView(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._viewer, self._session = viewer, session
         self.predictions = LatestOnly(session.on_live_event, self)
         self.tissue = LatestOnly(session.on_tissue_event, self)
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(VIEW_SETTLE_MS)
-        self._timer.timeout.connect(self.update_view)
+        self._timer = single_shot(self, VIEW_SETTLE_MS, self.update_view)
         camera = viewer.scene.camera.events
         emitters = (camera.center, camera.zoom, viewer.canvas.events.size)
         connect_until_destroyed(self, [(emitter, self._on_moved) for emitter in emitters])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QTimer, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_lrmil.core.events import Event, Partial
@@ -15,6 +15,7 @@ from napari_lrmil.plugin.analyse.gallery_section import PATCHES_PER_ROW, Gallery
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.analyse.sections import AttentionSection, EvidenceSection
 from napari_lrmil.plugin.qt.section import Section, make_label
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, attention_colormap, evidence_colormap
 from napari_lrmil.plugin.viewer.cursor import CursorTracker
@@ -81,10 +82,7 @@ class ResultView(QWidget):  # type: ignore[misc]  # qtpy has no types
         prepare_caption(viewer)
         self._gallery_reader = LatestOnly(self._on_gallery_event, self)
         self._legend_steps: Iterator[None] = iter(())
-        self._legend_timer = QTimer(self)
-        self._legend_timer.setSingleShot(True)
-        self._legend_timer.setInterval(LEGEND_STEP_MS)
-        self._legend_timer.timeout.connect(self._next_legend_step)
+        self._legend_timer = single_shot(self, LEGEND_STEP_MS, self._next_legend_step)
         self._cursor = CursorTracker(viewer, self._on_cursor_moved, self._on_cursor_left, self)
         self._rotation = RotationWatcher(viewer, self)
         self._rotation.rotated.connect(self._on_rotated)

@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 import napari.viewer
 from napari.utils.notifications import show_warning
-from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QFileDialog, QShortcut
 
@@ -35,6 +35,7 @@ from napari_lrmil.plugin.qt.docks import DockWidget
 from napari_lrmil.plugin.qt.errors import show_error, show_errors
 from napari_lrmil.plugin.qt.section import Section, fill_dock, make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.session.analyse_state import AnalyseState
 from napari_lrmil.plugin.session.open_slides import SlideChoice
@@ -174,23 +175,16 @@ class AnalyseWidget(DockWidget):
 
     def _connect(self) -> None:
         self.live_view = LiveView(self._viewer, self.session, self)
-        self._settings_timer = self._make_timer(SAVE_SETTINGS_DELAY_MS, self._save_settings)
+        self._settings_timer = single_shot(self, SAVE_SETTINGS_DELAY_MS, self._save_settings)
         # With a delay of 0 the slot runs after napari's own handlers, when its layer list is consistent again.
-        self._layers_timer = self._make_timer(0, self._on_layers_settled)
-        self._drawing_timer = self._make_timer(DRAWING_DELAY_MS, self._sync_drawn_regions)
-        self._scroll_timer = self._make_timer(LAYOUT_DELAY_MS, lambda: self._scroll.verticalScrollBar().setValue(0))
+        self._layers_timer = single_shot(self, 0, self._on_layers_settled)
+        self._drawing_timer = single_shot(self, DRAWING_DELAY_MS, self._sync_drawn_regions)
+        self._scroll_timer = single_shot(self, LAYOUT_DELAY_MS, lambda: self._scroll.verticalScrollBar().setValue(0))
         self._connect_form()
         self._connect_sections()
         self._connect_shortcuts()
         self._connect_session_and_layers()
         self.destroyed.connect(self.session.close)  # docks get no close event if the whole window closes
-
-    def _make_timer(self, delay_ms: int, callback: Callable[[], None]) -> QTimer:
-        timer = QTimer(self)
-        timer.setSingleShot(True)
-        timer.setInterval(delay_ms)
-        timer.timeout.connect(callback)
-        return timer
 
     def _connect_form(self) -> None:
         session = self.session

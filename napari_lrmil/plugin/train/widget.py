@@ -27,6 +27,7 @@ from napari_lrmil.plugin.qt.errors import show_error, show_errors
 from napari_lrmil.plugin.qt.section import make_label
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.steps import Step, StepList
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.train.cohort_editor import CohortEditor
 from napari_lrmil.plugin.train.cohort_table import COHORT_FILE, CohortTable, propose_model_name
@@ -117,10 +118,11 @@ class TrainWidget(DockWidget):
         self._offers = LatestOnly(self._offered, self)
         self._encoder_info = LatestOnly(self._show_encoder, self)
         self._results = LatestOnly(self._result_read, self)
-        self._poll = self._timer(POLL_MS, self.run.poll, once=False)
-        self._draw = self._timer(DRAW_MS, self._draw_curves)
-        self._settle = self._timer(SETTINGS_SETTLE_MS, self._settings_settled)
-        self._place = self._timer(0, self._tabify)
+        self._poll = QTimer(self, interval=POLL_MS)
+        self._poll.timeout.connect(self.run.poll)
+        self._draw = single_shot(self, DRAW_MS, self._draw_curves)
+        self._settle = single_shot(self, SETTINGS_SETTLE_MS, self._settings_settled)
+        self._place = single_shot(self, 0, self._tabify)
 
     def _connect(self) -> None:
         connections: tuple[tuple[Any, Callable[..., None]], ...] = (
@@ -154,13 +156,6 @@ class TrainWidget(DockWidget):
             ],
         )
         self.destroyed.connect(self.run.release)
-
-    def _timer(self, ms: int, callback: Callable[[], None], *, once: bool = True) -> QTimer:
-        timer = QTimer(self)
-        timer.setSingleShot(once)
-        timer.setInterval(ms)
-        timer.timeout.connect(callback)
-        return timer
 
     def _show_error(self, sentence: str) -> None:
         show_error(sentence)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, QPoint, QPointF, Qt, QTimer
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QCursor, QGuiApplication, QMouseEvent
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.viewer.navigation import world_to_slide
 from napari_lrmil.plugin.viewer.rotation_watcher import RotationWatcher
 
@@ -51,18 +52,11 @@ class CursorTracker(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.setVisible(False)
         self._viewer, self._on_move, self._on_leave = viewer, on_move, on_leave
         self._has_reported = False
-        self._timer = self._make_timer(THROTTLE_MS, self._report)
-        self._turn_timer = self._make_timer(0, self._follow_rotation)  # after all layers and the camera have moved
+        self._timer = single_shot(self, THROTTLE_MS, self._report)
+        self._turn_timer = single_shot(self, 0, self._follow_rotation)  # after all layers and the camera have moved
         self._rotation = RotationWatcher(viewer, self)
         self._rotation.rotated.connect(self._turn_timer.start)
         connect_until_destroyed(self, [(viewer.cursor.events.position, self._schedule)])
-
-    def _make_timer(self, delay_ms: int, callback: Callable[[], None]) -> QTimer:
-        timer = QTimer(self)
-        timer.setSingleShot(True)
-        timer.setInterval(delay_ms)
-        timer.timeout.connect(callback)
-        return timer
 
     def _schedule(self, _: Any = None) -> None:
         if not self._timer.isActive():

@@ -11,13 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QPointF, QRectF, QSize, Qt, QTimer
+from qtpy.QtCore import QPointF, QRectF, QSize, Qt
 from qtpy.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from napari_lrmil.core.events import Event, Failed, Finished
 from napari_lrmil.core.geometry import BoxUm
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.qt.worker import BackgroundWorker
 from napari_lrmil.plugin.viewer.layers import get_screen_slide
 from napari_lrmil.plugin.viewer.navigation import current_slide, fly_to, visible_outline_um, visible_um
@@ -114,8 +115,8 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         self._thumbnail: QImage | None = None
         self._worker: BackgroundWorker | None = None
         self._note = ""
-        self._redraw_soon = _make_timer(self, REDRAW_MS, self.update)
-        self._find_slide_soon = _make_timer(
+        self._redraw_soon = single_shot(self, REDRAW_MS, self.update)
+        self._find_slide_soon = single_shot(
             self, 0, self._find_slide
         )  # napari emits `inserted` before a layer is ready
         self._configure()
@@ -276,14 +277,6 @@ class Minimap(QWidget):  # type: ignore[misc]  # qtpy has no types
         y = view.y + view.height * (0.5 + ARROW_STEP * step[1])
         left, top, *_ = transform.to_px(BoxUm(x, y, 1, 1))
         fly_to(self._viewer, transform.to_um(left, top))
-
-
-def _make_timer(owner: QWidget, ms: int, callback: Any) -> QTimer:
-    timer = QTimer(owner)
-    timer.setSingleShot(True)
-    timer.setInterval(ms)
-    timer.timeout.connect(callback)
-    return timer
 
 
 def _read_overview(screen: ScreenSlide) -> Iterator[Event]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, Qt, QTimer, Signal
+from qtpy.QtCore import QEvent, Qt, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QPushButton, QShortcut, QWidget
 
 from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.viewer.minimap import Minimap
 from napari_lrmil.plugin.viewer.navigation import (
     MAGNIFICATIONS,
@@ -49,10 +50,8 @@ class MagnificationRow(QWidget):  # type: ignore[misc]  # qtpy has no types
         self.buttons: dict[float, QPushButton] = {}
         self._shortcuts: dict[float, QShortcut] = {}
         self._build()
-        self._refresh_soon = QTimer(self)  # napari emits `inserted` before the layer is fully added
-        self._refresh_soon.setSingleShot(True)
-        self._refresh_soon.setInterval(REFRESH_MS)
-        self._refresh_soon.timeout.connect(self._refresh)
+        # Later, because napari emits `inserted` before the layer is fully added.
+        self._refresh_soon = single_shot(self, REFRESH_MS, self._refresh)
         self._subscribe()
         self._refresh()
 

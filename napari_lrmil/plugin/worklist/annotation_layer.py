@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QObject, QTimer
+from qtpy.QtCore import QObject
 
 from napari_lrmil.core.errors import LrmilError
 from napari_lrmil.core.worklist.annotation_file import (
@@ -18,6 +18,7 @@ from napari_lrmil.core.worklist.annotation_file import (
     class_colour,
     with_class,
 )
+from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.viewer.layers import (
     LayerTag,
     add_layers,
@@ -77,14 +78,8 @@ class AnnotationLayer:
         self._layer: Shapes | None = None
         self._class = next(iter(ANNOTATION_CLASSES))  # of the next region
         self._was_drawing = False
-        self._timer = QTimer(parent)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(SAVE_DELAY_MS)
-        self._timer.timeout.connect(self.save)
-        self._edge_timer = QTimer(parent)
-        self._edge_timer.setSingleShot(True)
-        self._edge_timer.setInterval(EDGE_DELAY_MS)
-        self._edge_timer.timeout.connect(self._fit_edges)
+        self._timer = single_shot(parent, SAVE_DELAY_MS, self.save)
+        self._edge_timer = single_shot(parent, EDGE_DELAY_MS, self._fit_edges)
 
     def open(self, results: Path, name: str, slide: Slide, reviewer: str) -> None:
         """Show the stored annotations of a slide; the layer is added when there is one, or when drawing starts.
