@@ -10,19 +10,24 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING
 
-from napari._qt.dialogs.qt_notification import NapariQtNotification
 from qtpy.QtWidgets import QApplication
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_close = NapariQtNotification.close
+    from napari._qt.dialogs.qt_notification import NapariQtNotification
+
+IS_GUARDED = "lrmil_keeps_focus"  # mark of the method that has taken the place of napari's
 
 
 def guard_notification_focus() -> None:
     """Let closing notifications leave the focus where it is, unless it is in the notification itself."""
-    if NapariQtNotification.close is _close:
-        NapariQtNotification.close = _keep_focus(_close)
+    try:
+        from napari._qt.dialogs.qt_notification import NapariQtNotification
+    except ImportError:  # a later napari, whose private modules may lie elsewhere
+        return
+    if not hasattr(NapariQtNotification.close, IS_GUARDED):
+        NapariQtNotification.close = _keep_focus(NapariQtNotification.close)
 
 
 def _keep_focus(close: Callable[[NapariQtNotification], None]) -> Callable[[NapariQtNotification], None]:
@@ -38,4 +43,5 @@ def _keep_focus(close: Callable[[NapariQtNotification], None]) -> Callable[[Napa
         finally:
             del notification.parent
 
+    setattr(close_in_place, IS_GUARDED, True)
     return close_in_place
