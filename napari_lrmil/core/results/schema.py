@@ -306,6 +306,8 @@ class AgreementFile(ResultFile):
         See `LesionMetrics`; None if undefined, and the keys are absent if no lesions are known.
     n_lesion_patches
         Patches with a quarter or more of lesion; None if no lesions are known.
+    patches_from_cache
+        As in `PredictionFile`: seconds and pixels are then of the other patches only.
     """
 
     FILE_NAME: ClassVar[str] = AGREEMENT
@@ -325,9 +327,11 @@ class AgreementFile(ResultFile):
     pointing_student: bool | None = None
     pointing_teacher: bool | None = None
     n_lesion_patches: int | None = None
+    patches_from_cache: dict[str, int] | None = None
 
     def _absent_keys(self) -> set[str]:
-        return set(LESION_KEYS) if self.n_lesion_patches is None else set()
+        absent = set(LESION_KEYS) if self.n_lesion_patches is None else set()
+        return absent if self.patches_from_cache else absent | {"patches_from_cache"}
 
 
 class WorkerSummary(_Part):

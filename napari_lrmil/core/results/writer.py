@@ -239,6 +239,7 @@ def build_agreement_file(prediction: Prediction, lesions: Sequence[Region] = ())
         pointing_student=metrics.pointing_student if metrics else None,
         pointing_teacher=metrics.pointing_teacher if metrics else None,
         n_lesion_patches=metrics.n_lesion_patches if metrics else None,
+        patches_from_cache=_patches_from_cache(prediction),
     )
 
 

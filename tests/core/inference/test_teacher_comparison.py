@@ -153,6 +153,15 @@ def test_both_networks_find_the_dark_spot_and_the_picture_shows_it(slide: Slide,
             assert picture.format == "PNG" and picture.width > 1500
 
 
+def test_costs_of_fewer_patches_say_so(slide: Slide) -> None:
+    """Patches of an earlier run are not encoded again, so seconds and pixels are those of the others."""
+    prediction = run_predict(slide, "all")
+    assert "patches_from_cache" not in build_agreement_file(prediction).as_json()
+    student = replace(prediction.student, patches_encoded=prediction.student.patches_encoded - 3)
+    stored = build_agreement_file(replace(prediction, student=student)).as_json()
+    assert stored["patches_from_cache"] == {"student": 3, "teacher": 0}
+
+
 def test_without_a_teacher_there_is_nothing_to_compare(slide: Slide) -> None:
     prediction = run_predict(slide, "none")
     with pytest.raises(LrmilError, match="nothing to compare") as refused:
