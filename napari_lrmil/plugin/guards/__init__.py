@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
 from typing import TYPE_CHECKING
 
 from napari_lrmil.plugin.guards.gl_context import guard_layer_removal
@@ -21,6 +22,8 @@ def guard_viewer(viewer: Viewer) -> None:
         A viewer with a window, or the proxy of one that napari hands to a plugin's widget. The guards last as long as
         the viewer, that of the focus as long as the process.
     """
+    if not hasattr(unwrap(viewer), "window"):  # a model of layers alone has none of these faults
+        return
     guard_layer_removal(viewer)
     guard_slice_delivery(viewer)
     guard_notification_focus()

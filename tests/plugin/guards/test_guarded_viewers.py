@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from napari.components import ViewerModel
 
 from napari_lrmil.plugin import guards
 from napari_lrmil.plugin.analyse.widget import AnalyseWidget
@@ -37,3 +38,8 @@ def test_a_slide_that_is_opened_without_a_dock_guards_the_viewer(
 ) -> None:
     viewer.open(slide_path, plugin="napari-lrmil")
     assert guarded == {(kind, viewer) for kind in KINDS}
+
+
+def test_a_viewer_without_a_window_needs_no_guard(guarded: set[tuple[str, Any]]) -> None:
+    guards.guard_viewer(ViewerModel())
+    assert guarded == set()
