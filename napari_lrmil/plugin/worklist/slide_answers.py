@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,13 @@ from napari_lrmil.plugin.worklist.run_store import RunStore
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.prediction import Prediction
+    from napari_lrmil.core.patching.regions import Region
     from napari_lrmil.core.worklist.entry import WorklistEntry
     from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.worklist.widget import WorklistWidget
 
 SINGLE_VIEW = CompareMode(view="wipe", wipe=1 << 20)  # more columns than a slide has: the student's map alone
+SAME_PX = 0.01  # of level 0, between two conversions of one outline
 
 
 @dataclass(frozen=True, eq=False)  # it holds arrays
@@ -233,11 +236,12 @@ class SlideAnswers:
         return self._parts[path].prediction if path in self._parts else None
 
     def _part_of(self, entry: WorklistEntry) -> Prediction | None:
-        """Return the answer for a part of the current slide that may come back: its model and its regions are there."""
+        """Return the answer for a part of the current slide that may come back: of this model and of these regions."""
         session, part = self._dock.session, self._parts.get(entry.path)
         if part is None or part.slide != session.slide or self._dock.reviewing.is_unseen(entry):
             return None
-        is_drawn = part.prediction.scope.kind == "view" or bool(session.regions)
+        scope = part.prediction.scope
+        is_drawn = scope.kind == "view" or _are_alike(scope.regions, session.regions)
         is_of_model = session.bundle is not None and session.bundle.sha256 == part.prediction.bundle_sha256
         return part.prediction if is_drawn and is_of_model else None
 
@@ -253,3 +257,10 @@ class SlideAnswers:
     def _on_stored(self, answer: SlideAnswer) -> None:
         self._dock.pager.keep_answer(answer.path, answer.prediction)
         self._dock.set_problem(answer.path, "")
+
+
+def _are_alike(analysed: Sequence[Region], drawn: Sequence[Region]) -> bool:
+    """Return whether the drawn regions are those of an answer: the user may have changed them since."""
+    return len(analysed) == len(drawn) and all(
+        a.geometry.equals_exact(d.geometry, SAME_PX) for a, d in zip(analysed, drawn, strict=True)
+    )

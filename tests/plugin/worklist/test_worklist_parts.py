@@ -85,6 +85,18 @@ def test_without_its_region_an_answer_does_not_come_back(
     assert dock.session.prediction.scope.is_whole_slide and dock.session.roi_kind == "slide"
 
 
+def test_an_answer_of_other_regions_than_are_drawn_now_does_not_come_back(
+    make_worklist: MakeWorklist, folder: Path, qtbot: Any
+) -> None:
+    dock = make_worklist(folder)
+    draw(dock, qtbot)
+    run(dock, qtbot)
+    dock.analyse.viewer_actions.region_layer().add(CORNERS_UM + 100, shape_type="polygon")
+    qtbot.waitUntil(lambda: len(dock.session.regions) == 2, timeout=WAIT_MS)
+    page_back_and_forth(dock, qtbot)
+    assert dock.session.prediction.scope.is_whole_slide and dock.session.roi_kind == "slide"
+
+
 def test_answers_of_few_slides_are_kept(
     make_worklist: MakeWorklist, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
