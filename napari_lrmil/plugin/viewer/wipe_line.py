@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from napari_lrmil.plugin.viewer.attention_layers import CompareMode
 
 NOWHERE = -1.0  # column of a line that is not drawn
-# Light between dark: seen on glass, on tissue, and on every colour of attention.
+# Light between dark: seen on glass, on tissue, and on every colour of attention. Distances from the wipe are often
+# whole or half pixels; the third of a pixel keeps them off the bounds, where rounding would change the line's width.
 DRAW_LINE = """
 void draw_line() {
     float column = $to_pixels($position).x;
     float per_px = length(vec2(dFdx(column), dFdy(column))) * $px;
-    float px = ($edge - column) / per_px;
+    float px = ($edge - column) / per_px - 1.0 / 3.0;
     if ($edge > 0.0 && px >= 0.0 && px < 4.0) {
         float light = px >= 1.0 && px < 3.0 ? 1.0 : 0.1;
         gl_FragColor = vec4(light, light, light, 1.0);

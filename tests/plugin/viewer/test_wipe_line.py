@@ -28,13 +28,16 @@ def dock(make_dock: MakeDock, viewer: Any, slide_path: Path, qtbot: Any) -> Any:
     return dock
 
 
-def find_line(viewer: Any) -> list[float]:
-    """Return x in µm of the white columns of pixels across the middle of the map, from left to right."""
+def find_line(viewer: Any, shift_px: float = 0.0) -> list[float]:
+    """Return x in µm of the white columns of pixels across the middle of the map, from left to right.
+
+    The camera looks at the middle of the map, or past it by so many pixels of the screen.
+    """
     for layer in viewer.layers:
         layer.colorbar.visible = False
     viewer.canvas.overlays.text.visible = viewer.canvas.overlays.scale_bar.visible = False
     camera = viewer.scene.camera
-    camera.center, camera.zoom = (HEIGHT_UM / 2, COLUMNS * PATCH_UM / 2), 0.5
+    camera.center, camera.zoom = (HEIGHT_UM / 2, COLUMNS * PATCH_UM / 2 + shift_px / 0.5), 0.5
     picture = viewer.screenshot(canvas_only=True, flash=False)[..., :3]
     middle = picture.shape[0] // 2
     is_white = (picture[middle - 50 : middle + 50] == 255).all(axis=(0, 2))
@@ -47,6 +50,17 @@ def test_the_line_follows_the_wipe(dock: Any, viewer: Any, left: int) -> None:
     line = find_line(viewer)
     assert len(line) == 2, "two pixels wide at every zoom"
     assert left * PATCH_UM - 8 <= min(line) < max(line) <= left * PATCH_UM, "left of the border"
+
+
+@pytest.mark.parametrize("shift_px", [0.0, 0.25, 0.5])
+def test_rounding_does_not_decide_how_wide_the_line_is(dock: Any, viewer: Any, shift_px: float) -> None:
+    widths = {}
+    for columns in (0, 1):  # a canvas of odd width and one of even width
+        viewer.window._qt_window.resize(viewer.window._qt_window.width() + columns, viewer.window._qt_window.height())
+        for left in range(1, COLUMNS):
+            dock.result_view.set_compare_mode(CompareMode("wipe", left))
+            widths[columns, left] = len(find_line(viewer, shift_px))
+    assert set(widths.values()) == {2}, widths
 
 
 def test_the_line_stays_if_the_teacher_is_pooled(dock: Any, viewer: Any) -> None:
