@@ -16,9 +16,9 @@ from napari_lrmil.core.patching.regions import read_regions, write_regions
 from napari_lrmil.plugin.analyse.export_jobs import ResultExportJob, ViewExportJob, explain_disk_errors
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.session.scope_text import scope_words
+from napari_lrmil.plugin.viewer.captions import CAPTION_PREFIX
 from napari_lrmil.plugin.viewer.layers import (
     EXCLUDED_EDGE,
-    MAP_ROLES,
     OUTLINE_PX,
     REGION_EDGE,
     LayerTag,
@@ -28,10 +28,10 @@ from napari_lrmil.plugin.viewer.layers import (
     build_tissue_layer,
     get_tag,
     lrmil_layers,
+    map_layers,
     remove_layers,
 )
 from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
-from napari_lrmil.plugin.viewer.split_view import CAPTION_PREFIX
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -373,13 +373,15 @@ def _grab_canvas(viewer: ViewerModel) -> Pixels:
 
 
 def _find_legend(viewer: ViewerModel) -> ColourLegend | None:
-    """Return limits, colours and label of the topmost visible map; None if no map is visible."""
+    """Return limits, colours and label of the topmost visible map; None if no map is visible.
+
+    The caption of two views speaks of the evidence first, if there is any.
+    """
     from napari_lrmil.core.visualize.view_export import ColourLegend
 
-    for layer in reversed(viewer.layers):
-        tag = get_tag(layer)
-        if tag is not None and tag.role in (*MAP_ROLES, "evidence") and layer.visible:
-            low, high = layer.contrast_limits
-            label = viewer.canvas.overlays.text.text.replace("\n", " ").removeprefix(CAPTION_PREFIX)
-            return ColourLegend(low, high, np.asarray(layer.colormap.colors), label)
-    return None
+    shown = [layer for layer in (*map_layers(viewer), *lrmil_layers(viewer, role="evidence")) if layer.visible]
+    if not shown:
+        return None
+    low, high = shown[-1].contrast_limits
+    label = viewer.canvas.overlays.text.text.replace("\n", " ").removeprefix(CAPTION_PREFIX)
+    return ColourLegend(low, high, np.asarray(shown[-1].colormap.colors), label)

@@ -18,19 +18,17 @@ from napari_lrmil.plugin.qt.section import Section, make_label
 from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.viewer.attention_layers import CompareMode, attention_colormap, evidence_colormap
+from napari_lrmil.plugin.viewer.captions import add_legends, prepare_caption, update_caption
 from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
 from napari_lrmil.plugin.viewer.map_clipping import clip_maps
 from napari_lrmil.plugin.viewer.navigation import fly_to
 from napari_lrmil.plugin.viewer.rotation_watcher import RotationWatcher
 from napari_lrmil.plugin.viewer.split_view import (
-    add_legends,
     find_split_view,
-    prepare_caption,
     refresh_attention,
     show_evidence,
     show_picked_patches,
-    update_caption,
 )
 from napari_lrmil.plugin.viewer.wipe_line import draw_wipe_line
 

@@ -35,12 +35,11 @@ if TYPE_CHECKING:
 
 SLIDE_ROLES = ("underlay", "slide")
 _MAP_ROLES = ("attention", "wipe", "difference")
-SPLIT_ROLES = (*SLIDE_ROLES, "attention", "picked")  # roles with a place in two linked views
+SPLIT_ROLES = (*SLIDE_ROLES, "attention", "evidence", "picked")  # roles with a place in two linked views
 NO_SLIDE = "No slide is open: press Open slide…, drop one on the window, or take File > Open Sample."
 MAP_DELETED = "The map of this answer was deleted. Change a setting under Attention to draw it again."
 EARLIER_ANSWER = "A new run is active. This is the earlier answer."
 SLIDE_HIDDEN = "The slide is hidden in the layer list."
-EVIDENCE_IN_SPLIT = "Evidence is not shown side by side: choose Wipe in the Compare dock."
 GRID_ON = "Napari's grid is on, so several slides may be visible. The dock is about {name}."
 
 
@@ -256,11 +255,12 @@ def _is_shown(
     """Return whether a layer is shown; None if the user decides."""
     if slide is None or layer.path != slide.path:
         return None if facts.is_grid_on and slide is not None and layer.role in SLIDE_ROLES else False
+    has_evidence = any(other.path == slide.path and other.role == "evidence" for other in facts.layers)
     if is_split:
-        return layer.role in SPLIT_ROLES
+        is_replaced = has_evidence and (layer.role, layer.side) == ("attention", "student")
+        return layer.role in SPLIT_ROLES and not is_replaced
     if layer.side == "teacher":
         return False
-    has_evidence = any(other.path == slide.path and other.role == "evidence" for other in facts.layers)
     if layer.role in _MAP_ROLES:
         return prediction is not None and not has_evidence
     return prediction is not None or layer.role not in ("evidence", "picked")
@@ -279,7 +279,6 @@ def _canvas_notes(
         (EARLIER_ANSWER, prediction is not None and facts.run is not None and facts.run.key[0] == slide),
         (SLIDE_HIDDEN, is_hidden),
         (MAP_DELETED, prediction is not None and bool(own) and roles.isdisjoint((*_MAP_ROLES, "evidence"))),
-        (EVIDENCE_IN_SPLIT, is_split and "evidence" in roles),
         (GRID_ON.format(name=slide.name), facts.is_grid_on and len(facts.slides) > 1),
     )
     return tuple(text for text, applies in notes if text and applies)

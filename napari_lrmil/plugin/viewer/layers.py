@@ -353,6 +353,18 @@ def lrmil_layers(viewer: ViewerModel, path: Path | None = None, **fields: str) -
     ]
 
 
+def map_layers(viewer: ViewerModel, path: Path | None = None) -> list[Image]:
+    """Return the maps of one slide or of all, the lowest first."""
+    maps = [layer for role in MAP_ROLES for layer in lrmil_layers(viewer, path, role=role)]
+    return [layer for layer in viewer.layers if layer in maps]
+
+
+def slide_path(layer: Layer) -> Path | None:
+    """Return the file of the slide to which a layer belongs; None for a layer of the user."""
+    tag = get_tag(layer)
+    return tag.path if tag else None
+
+
 def recolour_slide(viewer: ViewerModel, path: Path, colour: ColourTransform | None) -> None:
     """Show a slide with other colours in all its layers; None shows the colours of the file."""
     shown = [(layer, screen) for layer in lrmil_layers(viewer, path) if (screen := get_screen_slide(layer)) is not None]

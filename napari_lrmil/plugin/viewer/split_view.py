@@ -8,11 +8,9 @@ Own code on top of that grid: napari's plugins for slides have no split view.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -25,6 +23,14 @@ from napari_lrmil.plugin.viewer.attention_layers import (
     build_map_layers,
     build_picked_layer,
 )
+from napari_lrmil.plugin.viewer.captions import (
+    caption_evidence,
+    caption_maps,
+    follow_colours,
+    hide_caption_without_map,
+    show_colorbar,
+    show_title,
+)
 from napari_lrmil.plugin.viewer.layers import (
     MAP_ROLES,
     LayerData,
@@ -34,8 +40,9 @@ from napari_lrmil.plugin.viewer.layers import (
     follow_rotation,
     get_tag,
     lrmil_layers,
+    map_layers,
     remove_layers,
-    slide_affine,
+    slide_path,
     update_layer,
 )
 from napari_lrmil.plugin.viewer.navigation import fit_slide
@@ -43,23 +50,18 @@ from napari_lrmil.plugin.viewer.navigation import fit_slide
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
-    from napari.utils.events import Event
 
     from napari_lrmil.core.geometry import Int64
     from napari_lrmil.core.inference.prediction import Prediction
     from napari_lrmil.plugin.session.open_slides import SlideChoice
     from napari_lrmil.plugin.viewer.layers import Side
 
+COVERING_ROLES = (*MAP_ROLES, "evidence")
+DRAWING_ROLES = ("artefacts", "annotation", "drawn", "distance")
 VIEW_ROLES = ("underlay", "slide", "attention", "picked")  # bottom first
 COLOUR_ATTRIBUTES = ("colormap", "contrast_limits", "gamma", "interpolation2d")  # each map can be faded by itself
 SPACING_PX = 6
 MODES_WITHOUT_TOOL = ("pan_zoom", "transform")
-# Sides of the wipe on the screen, clockwise from the right by an eighth of a turn each.
-WIPE_SIDES: tuple[str, ...] = ("right of", "to the lower right of", "below", "to the lower left of", "left of")
-WIPE_SIDES += ("to the upper left of", "above", "to the upper right of")
-CAPTION_PREFIX, CAPTION_WIDTH = "Colour: ", 44  # letters per line
-LETTER_PX = 8  # of the caption, a little more than the mean of 7.4 under 96 dpi
-SCALE_BAR_PX = 190  # napari's scale bar, 150 at most, with the padding of bar and caption
 
 
 # ---------------------------------------------------------------- views
@@ -89,26 +91,18 @@ def find_split_view(viewer: ViewerModel, shown: Path | None = None) -> SplitView
         File of the slide; None takes any.
     """
     for attention in lrmil_layers(viewer, shown, role="attention", side="teacher"):
-        path = _slide_path(attention)
+        path = slide_path(attention)
         pairs = {
             role: (_find_layer(viewer, path, role, "student"), _find_layer(viewer, path, role, "teacher"))
             for role in VIEW_ROLES
         }
         complete = {role: (s, t) for role, (s, t) in pairs.items() if s is not None and t is not None}
+        evidence = _find_layer(viewer, path, "evidence", "student")
+        if evidence is not None and "attention" in complete:
+            complete["attention"] = evidence, complete["attention"][1]  # it takes the place of the student's attention
         if "slide" in complete and "attention" in complete:
             return SplitView(tuple(s for s, _ in complete.values()), tuple(t for _, t in complete.values()))
     return None
-
-
-def _slide_path(layer: Layer) -> Path | None:
-    tag = get_tag(layer)
-    return tag.path if tag else None
-
-
-def _map_layers(viewer: ViewerModel, path: Path | None = None) -> list[Image]:
-    """Return the maps of one slide or of all, in the order in which they are drawn."""
-    maps = [layer for role in MAP_ROLES for layer in lrmil_layers(viewer, path, role=role)]
-    return [layer for layer in viewer.layers if layer in maps]
 
 
 def _find_layer(viewer: ViewerModel, path: Path | None, role: str, side: str) -> Image | None:
@@ -155,10 +149,10 @@ def _link_underlays(viewer: ViewerModel) -> None:
 
 def _leave_grid(viewer: ViewerModel) -> None:
     """Remove the layers that only the teacher's view needed; a grid that the user switched on stays."""
-    split = {_slide_path(layer) for layer in lrmil_layers(viewer, role="attention", side="teacher")}
+    split = {slide_path(layer) for layer in lrmil_layers(viewer, role="attention", side="teacher")}
     roles = ("underlay", "slide", "picked")
     of_teacher = [layer for role in roles for layer in lrmil_layers(viewer, role=role, side="teacher")]
-    orphans = [layer for layer in of_teacher if _slide_path(layer) not in split]
+    orphans = [layer for layer in of_teacher if slide_path(layer) not in split]
     if orphans:
         remove_layers(viewer, orphans)
         viewer.canvas.grid.enabled = False
@@ -198,7 +192,7 @@ def refresh_attention(
         Display style, and arrangement of student and teacher.
     """
     new = build_map_layers(prediction, slide.mpp, slide.given_mpp, style, compare)
-    own = _by_role(_map_layers(viewer, slide.path))
+    own = _by_role(map_layers(viewer, slide.path))
     present = own or _by_role(_maps_without_slide(viewer))
     is_split = any(side == "teacher" for _, side in new)  # it also needs copies of its slide's layers
     if set(present) != set(new) or (is_split and not own):
@@ -218,13 +212,13 @@ def _by_role(maps: list[Image]) -> dict[RoleAndSide, Image]:
 
 def _maps_without_slide(viewer: ViewerModel) -> list[Image]:
     """Return the maps of slides that are not open any more."""
-    open_paths = {_slide_path(layer) for layer in lrmil_layers(viewer, role="slide")}
-    return [layer for layer in _map_layers(viewer) if _slide_path(layer) not in open_paths]
+    open_paths = {slide_path(layer) for layer in lrmil_layers(viewer, role="slide")}
+    return [layer for layer in map_layers(viewer) if slide_path(layer) not in open_paths]
 
 
 def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAndSide, LayerData]) -> None:
     """Replace the maps of a slide; `add_legends` adds titles and legend afterwards."""
-    had_maps = bool(_map_layers(viewer, slide.path))
+    had_maps = bool(map_layers(viewer, slide.path))
     was_split, camera = bool(viewer.canvas.grid.enabled), viewer.scene.camera
     centre, zoom, active = camera.center, camera.zoom, viewer.layers.selection.active
     remove_attention(viewer, slide.path)
@@ -233,10 +227,11 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
         below = [_find_layer(viewer, slide.path, role, "student") for role in VIEW_ROLES[:2]]
         copies: list[LayerData] = [copy_for_teacher_view(layer) for layer in below if layer is not None]
         add_layers(viewer, [*copies, maps["attention", "teacher"]])
-    for layer in _map_layers(viewer, slide.path):
+    for layer in map_layers(viewer, slide.path):
         _hide_missing_values(layer)
+        follow_colours(viewer, layer)
     _link_maps(viewer, slide.path)
-    _raise_lines(viewer, slide.path)
+    _raise_drawings(viewer, slide.path)
     arrange_views(viewer, slide.path)
     _select_map(viewer, layers[0], active)
     is_split = bool(viewer.canvas.grid.enabled)
@@ -249,10 +244,14 @@ def _replace_maps(viewer: ViewerModel, slide: SlideChoice, maps: Mapping[RoleAnd
             layer.visible = True  # `arrange_views` has hidden it, because a split view has no cell for it
 
 
-def _raise_lines(viewer: ViewerModel, path: Path) -> None:
-    """Move a measured line of a slide above the maps, which have been added after it."""
-    for layer in lrmil_layers(viewer, path, role="distance"):
-        viewer.layers.move(viewer.layers.index(layer), len(viewer.layers))
+def _raise_drawings(viewer: ViewerModel, path: Path) -> None:
+    """Move what is drawn on a slide above its maps, which have been added after it."""
+    maps = [viewer.layers.index(layer) for role in COVERING_ROLES for layer in lrmil_layers(viewer, path, role=role)]
+    top = max(maps, default=-1)
+    drawings = {id(layer) for role in DRAWING_ROLES for layer in lrmil_layers(viewer, path, role=role)}
+    for layer in [layer for layer in viewer.layers if id(layer) in drawings]:
+        if viewer.layers.index(layer) < top:
+            viewer.layers.move(viewer.layers.index(layer), top + 1)
 
 
 def _hide_missing_values(layer: Image) -> None:
@@ -271,7 +270,7 @@ def _link_maps(viewer: ViewerModel, path: Path) -> None:
     """Link the colours of both maps: keys and controls of napari change one layer, but both have one colour scale."""
     from napari.experimental import link_layers
 
-    maps = _map_layers(viewer, path)
+    maps = map_layers(viewer, path)
     if len(maps) > 1:
         link_layers(maps, COLOUR_ATTRIBUTES)
 
@@ -284,7 +283,7 @@ def _select_map(viewer: ViewerModel, layer: Layer, active: Layer | None) -> None
 
 def remove_attention(viewer: ViewerModel, path: Path) -> None:
     """Remove maps, evidence and picked patches of a slide."""
-    roles = (*MAP_ROLES, "evidence", "picked")
+    roles = (*COVERING_ROLES, "picked")
     remove_layers(viewer, [layer for role in roles for layer in lrmil_layers(viewer, path, role=role)])
     arrange_views(viewer, path)
 
@@ -333,147 +332,24 @@ def show_evidence(
         Style of the attention, for its caption.
     """
     present = _find_layer(viewer, slide.path, "evidence", "student")
-    for layer in _map_layers(viewer, slide.path):
+    for layer in map_layers(viewer, slide.path):
         if layer not in lrmil_layers(viewer, side="teacher"):
             layer.visible = name is None
     if name is None:
         remove_layers(viewer, [present] if present is not None else [])
-        _show_map_caption(viewer, style)
+        arrange_views(viewer, slide.path)
+        caption_maps(viewer, style)
         return
     new = build_evidence_layer(prediction, name, slide.mpp, slide.given_mpp)
     if present is None:
         [present] = add_layers(viewer, [new])
         _hide_missing_values(present)
-        _raise_lines(viewer, slide.path)
-        _show_colorbar(present)
+        follow_colours(viewer, present)
+        _raise_drawings(viewer, slide.path)
+        show_colorbar(present)
+        arrange_views(viewer, slide.path)
+        show_title(present, bool(viewer.canvas.grid.enabled))
     else:
         update_layer(present, new)
     present.name = new[1]["name"]
-    _set_caption(viewer, f"evidence for {name} (logit): orange raises it, blue lowers it")
-
-
-# ---------------------------------------------------------------- titles, colour bar, caption
-
-
-def add_legends(viewer: ViewerModel, style: AttentionStyle | None = None) -> Iterator[None]:
-    """Add titles to a split view, and the colour bar that holds for all views to the last one, step by step.
-
-    The caller takes one step per turn of the event loop. A step takes the window a few hundredths of a second,
-    because letters are rendered for the first time.
-
-    Parameters
-    ----------
-    viewer
-        The viewer.
-    style
-        Style of the attention, for its caption.
-    """
-    visible = [layer for layer in _map_layers(viewer) if layer.visible]
-    is_split = bool(viewer.canvas.grid.enabled)
-    for layer in visible:
-        if layer.name_overlay.visible != is_split:
-            layer.name_overlay.font_size, layer.name_overlay.visible = 10, is_split
-            yield
-    for layer in visible:
-        if layer.colorbar.visible != (layer is visible[-1]):
-            _show_colorbar(layer, layer is visible[-1])  # one is enough: all maps share their limits
-            yield
-    if visible:
-        _show_map_caption(viewer, style)
-
-
-def _show_colorbar(layer: Image, visible: bool = True) -> None:
-    colorbar = layer.colorbar
-    colorbar.position, colorbar.size, colorbar.font_size, colorbar.visible = "top_right", (18, 150), 9, visible
-
-
-def _show_map_caption(viewer: ViewerModel, style: AttentionStyle | None) -> None:
-    """Show the meaning of the colours of the present maps."""
-    from napari_lrmil.core.visualize.comparison_figure import DIFFERENCE_LEGEND
-    from napari_lrmil.core.visualize.overlay import SCALE_LEGENDS
-
-    meaning = SCALE_LEGENDS[style.mode if style else "raw"]
-    if lrmil_layers(viewer, role="difference"):
-        meaning = f"{DIFFERENCE_LEGEND}; orange: the student looks more"
-    elif lrmil_layers(viewer, role="wipe"):
-        meaning += f"; {_describe_wipe(viewer)}"
-    _set_caption(viewer, meaning)
-
-
-def _describe_wipe(viewer: ViewerModel) -> str:
-    """Return on which side of the wipe each map is on the screen; the slide may be rotated."""
-    path = _slide_path(lrmil_layers(viewer, role="wipe")[0])
-    down, right = -slide_affine(_find_layer(viewer, path, "slide", "student"))[:2, 1]  # towards the slide's left edge
-    eighth = round(math.atan2(down, right) / (math.pi / 4))
-    student, teacher = WIPE_SIDES[eighth % 8], WIPE_SIDES[(eighth + 4) % 8]
-    return f"student {student} the wipe, teacher {teacher} it"
-
-
-def update_caption(viewer: ViewerModel, style: AttentionStyle | None) -> None:
-    """Adapt the caption of the maps to the rotation of the slide; nothing happens if another caption is shown."""
-    caption = viewer.canvas.overlays.text
-    is_shown = caption.visible and caption.opacity > 0 and caption.text.startswith(CAPTION_PREFIX)
-    if is_shown and not lrmil_layers(viewer, role="evidence") and lrmil_layers(viewer, role="wipe"):
-        _show_map_caption(viewer, style)
-
-
-def prepare_caption(viewer: ViewerModel) -> None:
-    """Render the letters of the caption invisibly, so that the first analysis does not wait for them.
-
-    From here on the caption fits the canvas at every size.
-    """
-    viewer.canvas.events.size.connect(_fit_caption)  # once, however often it is called
-    if not viewer.canvas.overlays.text.visible:
-        _show_map_caption(viewer, None)
-        _hide_caption(viewer)
-
-
-def hide_caption_without_map(viewer: ViewerModel) -> None:
-    """Hide the caption of a map if no map is visible."""
-    roles = (*MAP_ROLES, "evidence")
-    maps = [layer for role in roles for layer in lrmil_layers(viewer, role=role) if layer.visible]
-    if not maps and viewer.canvas.overlays.text.text.startswith(CAPTION_PREFIX):
-        _hide_caption(viewer)
-
-
-def _hide_caption(viewer: ViewerModel) -> None:
-    """Make the caption and its box transparent instead of invisible: its letters stay rendered."""
-    caption = viewer.canvas.overlays.text
-    caption.opacity, caption.box = 0.0, False
-
-
-def _set_caption(viewer: ViewerModel, meaning: str) -> None:
-    caption, (text, position) = (
-        viewer.canvas.overlays.text,
-        place_caption(CAPTION_PREFIX + meaning, viewer.canvas.size[1]),
-    )
-    if (caption.text, caption.position, caption.visible, caption.opacity) == (text, position, True, 1.0):
-        return
-    caption.text, caption.opacity, caption.box = text, 1.0, True
-    caption.position, caption.font_size, caption.visible = position, 8, True
-
-
-def place_caption(text: str, width_px: float) -> tuple[str, str]:
-    """Return a caption in lines, and its position, at which it does not reach the scale bar at the bottom right.
-
-    Where there is no room beside the bar, the caption has the bar's position: napari stacks what is at one position.
-
-    Parameters
-    ----------
-    text
-        The caption; its lines are broken anew.
-    width_px
-        Width of the canvas in logical pixels.
-    """
-    letters = max(1, min(CAPTION_WIDTH, int(width_px / LETTER_PX) - 3))  # with padding
-    lines = fill(" ".join(text.split()), letters)
-    longest = max(map(len, lines.splitlines()))
-    has_room = longest * LETTER_PX + SCALE_BAR_PX <= width_px
-    return lines, "bottom_left" if has_room else "bottom_right"
-
-
-def _fit_caption(event: Event) -> None:
-    """Fit the caption to the new size of the canvas that sends the event."""
-    caption = event.source.overlays.text
-    if caption.text.startswith(CAPTION_PREFIX):
-        caption.text, caption.position = place_caption(caption.text, event.source.size[1])
+    caption_evidence(viewer, present)
