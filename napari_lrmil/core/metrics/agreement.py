@@ -50,15 +50,19 @@ class Agreement:
     @property
     def caution(self) -> str:
         """Why the figures are uncertain; empty if there are enough patches."""
-        n = self.n_patches
-        if n >= MIN_AGREEMENT_PATCHES:
-            return ""
-        by_chance = CHANCE_QUANTILE / math.sqrt(max(1, n - 1))
-        patches = f"{n} LR {'patch' if n == 1 else 'patches'}, fewer than {MIN_AGREEMENT_PATCHES}"
-        text = f"so few unrelated values reach a rank correlation of {by_chance:.2f} by chance"
-        if by_chance >= 1:
-            text = "so few say nothing about agreement"
-        return f"the agreement of student and teacher is measured on {patches}; {text}"
+        return few_patches_caution(self.n_patches)
+
+
+def few_patches_caution(n_patches: int) -> str:
+    """Return why an agreement on so many LR patches is uncertain; empty if they are enough."""
+    if n_patches >= MIN_AGREEMENT_PATCHES:
+        return ""
+    by_chance = CHANCE_QUANTILE / math.sqrt(max(1, n_patches - 1))
+    patches = f"{n_patches} LR {'patch' if n_patches == 1 else 'patches'}, fewer than {MIN_AGREEMENT_PATCHES}"
+    text = f"so few unrelated values reach a rank correlation of {by_chance:.2f} by chance"
+    if by_chance >= 1:
+        text = "so few say nothing about agreement"
+    return f"the agreement of student and teacher is measured on {patches}; {text}"
 
 
 def pool_to_lr_grid(grid: NestedGrid, hr_values: Values) -> NDArray[np.float64]:

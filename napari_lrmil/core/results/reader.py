@@ -16,7 +16,7 @@ from napari_lrmil.core.features.bag import Features
 from napari_lrmil.core.geometry import Int64, Lattice
 from napari_lrmil.core.inference.prediction import NetworkPrediction, Prediction
 from napari_lrmil.core.inference.slide_limits import slide_limits
-from napari_lrmil.core.metrics.agreement import measure_agreement
+from napari_lrmil.core.metrics.agreement import few_patches_caution, measure_agreement
 from napari_lrmil.core.models.cohort_distance import CohortDistance
 from napari_lrmil.core.patching.grid import NestedGrid
 from napari_lrmil.core.patching.missing_tissue import NOTHING_MISSING, MissingTiles
@@ -391,6 +391,8 @@ class StoredResult:
         Agreement of both networks; None if it is undefined or no teacher ran.
     problem
         Reason why the row cannot be used; empty if it can.
+    caution
+        Reason why the agreement is uncertain; empty if it rests on enough patches.
     """
 
     name: str
@@ -401,6 +403,7 @@ class StoredResult:
     spearman: float | None = None
     js_divergence: float | None = None
     problem: str = ""
+    caution: str = ""
 
     @property
     def picture(self) -> Path | None:
@@ -463,4 +466,5 @@ def read_result_summary(folder: Path) -> StoredResult:
     except StoredError as error:
         return replace(row, problem=str(error))
     rho, js = agreement.spearman, agreement.js_divergence
-    return replace(row, teacher=file.teacher.probabilities, spearman=rho, js_divergence=js)
+    caution = few_patches_caution(agreement.n_patches)
+    return replace(row, teacher=file.teacher.probabilities, spearman=rho, js_divergence=js, caution=caution)

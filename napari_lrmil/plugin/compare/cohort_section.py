@@ -28,6 +28,7 @@ TABLE_HEIGHT_PX = 260
 MEASURE_LABELS: dict[DisagreementMeasure, str] = {"rho": "1 − ρ", "js": "JS divergence"}
 FOLDER_LABEL = "Folder of results…"
 FOLDER_TIP = "The --out folder of `predict --teacher` or `compare`"
+FEW_PATCHES_MARK = "*"
 OPEN_HINT = "Double-click a slide to open it with both maps."
 
 
@@ -103,7 +104,12 @@ class CohortSection(Section):
         self.table.setRowCount(len(self.results))
         for row, result in enumerate(self.results):
             value = attention_disagreement(result, measure)
-            texts = ("", "–" if value is None else f"{value:.2f}", f"{result.name}\n{_format_probabilities(result)}")
+            mark = FEW_PATCHES_MARK if result.caution and value is not None else ""
+            texts = (
+                "",
+                "–" if value is None else f"{value:.2f}{mark}",
+                f"{result.name}\n{_format_probabilities(result)}",
+            )
             for column, text in enumerate(texts):
                 self.table.setItem(row, column, self._make_item(text, result, column))
         self.table.resizeColumnsToContents()
@@ -113,10 +119,10 @@ class CohortSection(Section):
     def _show_status(self) -> None:
         n_problems = sum(bool(result.problem) for result in self.results)
         problems = f" {n_problems} cannot be compared; their tooltips say why." if n_problems else ""
-        text = (
-            f"{format_count(len(self.results), 'slide')}.{problems} {OPEN_HINT}" if self.results else f"{FOLDER_TIP}."
-        )
-        self.status.setText(text)
+        n_uncertain = sum(bool(result.caution) for result in self.results)
+        few = f" {n_uncertain} with few patches ({FEW_PATCHES_MARK}): uncertain." if n_uncertain else ""
+        text = f"{format_count(len(self.results), 'slide')}.{problems}{few} {OPEN_HINT}"
+        self.status.setText(text if self.results else f"{FOLDER_TIP}.")
 
     def show_picture(self, folder: Path, pixels: Pixels) -> None:
         """Show the picture of a slide.
@@ -139,7 +145,8 @@ class CohortSection(Section):
 
     def _make_item(self, text: str, result: StoredResult, column: int) -> Any:
         item = QTableWidgetItem(text)
-        item.setToolTip(escape_qt(result.problem or f"{result.name}: {OPEN_HINT}"))
+        caution = f" {result.caution[0].upper()}{result.caution[1:]}." if result.caution else ""
+        item.setToolTip(escape_qt(result.problem or f"{result.name}: {OPEN_HINT}{caution}"))
         if result.problem:
             item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEnabled)
         if column == 0 and result.folder in self._icons:

@@ -341,6 +341,9 @@ def _as_html(rows: Sequence[TableRow]) -> str:
 PLOT_HEIGHT_PX = 240
 POINT_COLOUR, PICKED_COLOUR, AXES_COLOUR = "#9aa3ad", "#00d5f0", "#8a8f98"  # picked: as the outlines on the slide
 POINT_AREA, PICKED_AREA = 14, 32  # points²; larger too, because colour alone is not enough for everyone
+NO_PATCH_DRAWN = (
+    "No compared patch is half covered by the drawn regions. Draw a larger one, or one that lies inside a patch."
+)
 LASSO_HINT = "Each point is a patch. Draw a loop around points to outline their patches on the slide."
 DRAW_TO_PICK_TIP = (
     "Draw a region on the slide to mark its patches here. The maps change to Wipe: two views cannot be drawn on"
@@ -409,20 +412,22 @@ class ScatterSection(Section):
         self.axes.tick_params(colors=AXES_COLOUR, labelsize=8)
         self.axes.spines[:].set_color(AXES_COLOUR)
 
-    def show_picked(self, is_picked: NDArray[np.bool_]) -> None:
+    def show_picked(self, is_picked: NDArray[np.bool_], hint: str = LASSO_HINT) -> None:
         """Mark points.
 
         Parameters
         ----------
         is_picked
             (M,) mask.
+        hint
+            Text if no point is marked.
         """
         self.picked_points = is_picked
         if len(is_picked):
             self._dots.set_facecolor(list(np.where(is_picked, PICKED_COLOUR, POINT_COLOUR)))
             self._dots.set_sizes(np.where(is_picked, PICKED_AREA, POINT_AREA))
         count = int(is_picked.sum())
-        self.status.setText(f"{count} of {len(is_picked)} patches picked." if count else LASSO_HINT)
+        self.status.setText(f"{count} of {len(is_picked)} patches picked." if count else hint)
         enable_unless(self.clear, "" if count else "No patch is picked.", "Unmark all patches")
         self.canvas.draw_idle()
 

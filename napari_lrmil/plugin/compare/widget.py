@@ -28,6 +28,8 @@ from napari_lrmil.plugin.compare.comparison_model import (
 )
 from napari_lrmil.plugin.compare.ladder_section import LadderSection, ReadLadderJob
 from napari_lrmil.plugin.compare.sections import (
+    LASSO_HINT,
+    NO_PATCH_DRAWN,
     CompareModeSection,
     MeasuresSection,
     ScatterSection,
@@ -250,7 +252,7 @@ class CompareWidget(DockWidget):
         """Mark the points of the patches in regions, and outline these patches on the slide."""
         if self._comparison is not None:
             points = self._comparison.points_in(regions)
-            self.scatter.show_picked(points)
+            self.scatter.show_picked(points, NO_PATCH_DRAWN if regions else LASSO_HINT)
             self._outline_points(points)
 
     def _outline_points(self, points: NDArray[np.bool_]) -> None:

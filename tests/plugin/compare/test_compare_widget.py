@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QShortcut
 
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.results.writer import write_prediction
-from napari_lrmil.plugin.compare.sections import COSTS_FOLLOW
+from napari_lrmil.plugin.compare.sections import COSTS_FOLLOW, LASSO_HINT, NO_PATCH_DRAWN
 from napari_lrmil.plugin.qt.docks import is_in_front
 from napari_lrmil.plugin.session.preconditions import NOT_DISTILLED
 from napari_lrmil.plugin.session.run_state import SessionState
@@ -423,6 +423,12 @@ def test_a_loop_in_the_plot_lights_up_the_slide_and_a_drawing_lights_up_the_plot
     qtbot.waitUntil(lambda: "Lesion AUROC" in dock.measures.value(), timeout=WAIT_MS)
     assert "drawn regions, 1 patch " in dock.measures.lesions.text()
     assert dock.measures.value()["Top patch in lesion"] == ("no", "no")
+    regions = dock.analyse.viewer_actions.region_layer()
+    regions.data = [(square - square.mean(axis=0)) / 3 + square[0]]  # a third in size, around a corner of four patches
+    qtbot.waitUntil(lambda: not dock.scatter.picked_points.any(), timeout=WAIT_MS)
+    assert dock.scatter.status.text() == NO_PATCH_DRAWN
+    regions.data = []
+    qtbot.waitUntil(lambda: dock.scatter.status.text() == LASSO_HINT, timeout=WAIT_MS)
 
 
 # ---------------------------------------------------------------- stored
@@ -485,12 +491,13 @@ def test_a_cohort_is_sorted_by_disagreement_and_a_double_click_opens_a_slide(
     from qtpy.QtWidgets import QFileDialog
 
     dock, folder = stored
-    for name, rho, js in (("agree", 0.9, 0.3), ("differ", -0.5, 0.1)):
+    for name, rho, js, n in (("agree", 0.9, 0.3, 90), ("differ", -0.5, 0.1, 11)):
         other = folder.with_name(name)
         shutil.copytree(folder, other)
         content = json.loads((other / "prediction.json").read_text()) | {"slide": name, "path": "/nowhere/x.svs"}
         (other / "prediction.json").write_text(json.dumps(content))
-        agreement = json.loads((other / "agreement.json").read_text()) | {"spearman": rho, "js_divergence": js}
+        figures = {"spearman": rho, "js_divergence": js, "n_patches": n}
+        agreement = json.loads((other / "agreement.json").read_text()) | figures
         (other / "agreement.json").write_text(json.dumps(agreement))
     (folder.with_name("broken")).mkdir()
     (folder.with_name("broken") / "prediction.json").write_text("{}")
@@ -504,6 +511,10 @@ def test_a_cohort_is_sorted_by_disagreement_and_a_double_click_opens_a_slide(
     assert names.index("differ") < names.index("agree") and names[-1] == "broken"
     name, label, both = dock.cohort.table.item(0, 2).text().split("\n")
     assert name == names[0] and label in CLASSES and " | " in both
+    items = [dock.cohort.table.item(row, 1) for row in range(4)]
+    assert [item.text().endswith("*") for item in items] == [name == "differ" for name in names]
+    assert "on 11 LR patches, fewer than" in items[names.index("differ")].toolTip()
+    assert "1 with few patches (*): uncertain." in dock.cohort.status.text()
     assert not dock.cohort.table.item(0, 0).icon().isNull() and "cannot be compared" in dock.cohort.status.text()
     dock.cohort.measure_box.setCurrentIndex(1)
     names = [line.name for line in dock.cohort.results]
