@@ -178,10 +178,20 @@ class ReviewTable:
 
     def find(self, slide: str, reviewer: str) -> int | None:
         """Return the index of the verdict of a reviewer on a slide, the last one if there are several."""
-        for index in reversed(range(len(self.cells))):
-            if (self.cells[index]["slide"], self.cells[index]["reviewer"]) == (slide, reviewer):
-                return index
-        return None
+        return self._find_all(reviewer).get(slide)
+
+    def _find_all(self, reviewer: str) -> dict[str, int]:
+        """Return slide -> index of a reviewer's last verdict on it.
+
+        A row that was written by hand may name the file of a slide: it also holds for the name without ending, if that
+        has no row of its own and is no other file's.
+        """
+        written = {cells["slide"]: index for index, cells in enumerate(self.cells) if cells["reviewer"] == reviewer}
+        files: dict[str, list[int]] = {}
+        for name, index in written.items():
+            if has_slide_ending(Path(name)):
+                files.setdefault(Path(name).stem, []).append(index)
+        return {bare: indices[0] for bare, indices in files.items() if len(indices) == 1} | written
 
     def spelling_of(self, reviewer: str) -> str:
         """Return the name of a reviewer as the table spells it; the name itself if the table has none like it."""
@@ -193,6 +203,10 @@ class ReviewTable:
         """Return the verdict of a reviewer on a slide, or None."""
         index = self.find(slide, reviewer)
         return None if index is None else ReviewRow.from_cells(self.cells[index])
+
+    def verdicts(self, reviewer: str) -> dict[str, ReviewRow]:
+        """Return slide -> verdict of a reviewer."""
+        return {slide: ReviewRow.from_cells(self.cells[index]) for slide, index in self._find_all(reviewer).items()}
 
     def with_verdict(self, slide: str, reviewer: str, row: ReviewRow | None) -> Self:
         """Return the table with a verdict replaced, added or (None) taken out. Cells of unknown columns stay."""
@@ -319,7 +333,7 @@ class ReviewFile:
     @property
     def verdicts(self) -> dict[str, ReviewRow]:
         """Slide -> verdict of this reviewer."""
-        return {row.slide: row for row in self.table.rows if row.reviewer == self.reviewer}
+        return self.table.verdicts(self.reviewer)
 
     @property
     def can_undo(self) -> bool:

@@ -42,6 +42,21 @@ def test_a_verdict_is_on_disk_at_once_and_read_back_as_it_was(tmp_path: Path) ->
     assert ReviewFile(path, "Dr. Ann").verdicts == {"s": stored}
 
 
+def test_a_row_that_was_written_by_hand_may_name_the_file_of_a_slide(tmp_path: Path) -> None:
+    path = tmp_path / "review.csv"
+    path.write_text(
+        "slide,reviewer,verdict\na.svs,Ann,agree\nb.svs,Ann,agree\nb,Ann,unsure\nc.svs,Ann,agree\nc.tif,Ann,agree\n"
+    )
+    file = ReviewFile(path, "Ann")
+    assert file.verdicts["a"].slide == "a.svs", "there is no other row of this name"
+    assert file.verdicts["b"].verdict is Verdict.UNSURE, "the name itself has a row"
+    assert "c" not in file.verdicts, "it could be one of two files"
+    file.record(row("a", Verdict.DISAGREE))
+    assert [r.slide for r in read_review(path).rows] == ["a", "b.svs", "b", "c.svs", "c.tif"], "no second row"
+    file.undo()
+    assert path.read_text().splitlines()[1].startswith("a.svs,Ann,agree")
+
+
 def test_verdicts_of_two_reviewers_and_two_windows_are_merged(tmp_path: Path) -> None:
     path = tmp_path / "review.csv"
     anna, ben, anna_elsewhere = (ReviewFile(path, name) for name in ("Anna", "Ben", "Anna"))
