@@ -105,7 +105,7 @@ def once(path: Path, bundle: str, mpp: float | None) -> dict[str, float]:
 def first_picture(viewer: Any, path: Path, mpp: float | None) -> float:
     """Return seconds from opening a slide until the canvas has drawn it."""
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slide_layers
+    from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 
     drawn: list[float] = []
     canvas = viewer.window._qt_viewer.canvas._scene_canvas

@@ -59,7 +59,7 @@ def measure(out: Path, slides: Path, seconds: float) -> dict[str, list[float]]:
     from napari_lrmil.core.user_settings import SettingsStore
     from napari_lrmil.plugin.train.widget import TrainWidget
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slide_layers
+    from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 
     viewer = napari.Viewer(show=True)
     viewer.window._qt_window.resize(1280, 800)

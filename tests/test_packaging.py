@@ -165,7 +165,7 @@ def test_npe2_finds_the_plugin_in_the_wheel(wheel: Path) -> None:
     path = os.pathsep.join([str(wheel), *sorted(libraries)])
     found = json.loads(run(DISCOVER, wheel, "-S", PYTHONPATH=path))
     assert Path(found["package"]).is_relative_to(wheel)
-    assert found["commands"]["napari-lrmil.get_reader"] == "napari_lrmil.plugin.viewer.reader:get_reader"
+    assert found["commands"]["napari-lrmil.get_reader"] == "napari_lrmil.plugin.viewer.opening.reader:get_reader"
     assert found["widgets"] == ["Analyse (LRMIL)", "Compare (LRMIL)", "Train (LRMIL)", "Worklist (LRMIL)"]
 
 

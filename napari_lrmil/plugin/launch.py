@@ -80,14 +80,14 @@ def open_viewer(paths: Sequence[Path], bundle: str | Path | None, mpp: float | N
 def _is_list(path: Path) -> bool:
     """Return whether a path is a table or a folder of slides, and not one slide."""
     from napari_lrmil.core.slides.slide_files import dicom_in, is_table
-    from napari_lrmil.plugin.viewer.reader import is_slide
+    from napari_lrmil.plugin.viewer.opening.reader import is_slide
 
     return is_table(path) or (path.is_dir() and (not is_slide(path) or len(dicom_in(path).slides) > 1))
 
 
 def _connect_worklist(viewer: Viewer, paths: Sequence[Path]) -> None:
     """Open lists of slides in the Worklist dock now, and those that are dropped on the canvas later."""
-    from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
+    from napari_lrmil.plugin.viewer.opening.slide_drops import open_dropped_slides
     from napari_lrmil.plugin.worklist.widget import open_worklist
 
     open_dropped_slides(viewer, partial(open_worklist, viewer))
@@ -135,7 +135,7 @@ def run_demo(out: Path, slide: Path | None, bundle: str | Path, headless: bool) 
     if not has_display():
         _run_under_xvfb(out, slide, bundle)
         return None
-    from napari_lrmil.plugin.viewer.sample_data import write_sample_slide
+    from napari_lrmil.plugin.viewer.opening.sample_data import write_sample_slide
 
     path = slide or write_sample_slide(out)
     napari = _load_napari(asynchronous=not headless)
@@ -197,7 +197,7 @@ def _add_analyse_dock(viewer: Viewer, bundle: str | Path | None, out: Path | Non
 def _add_slides(viewer: Viewer, paths: Sequence[Path], mpp: float | None) -> None:
     from napari_lrmil.core.user_settings import SettingsStore
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
+    from napari_lrmil.plugin.viewer.opening.reader import ask_mpp_with_estimate, read_slide_layers
 
     cache = SettingsStore().load_settings().settings.tile_cache_mb << 20
     add_layers(viewer, read_slide_layers(list(paths), mpp, ask=ask_mpp_with_estimate, cache_bytes=cache))
@@ -218,7 +218,7 @@ def _show_whole_slide(viewer: Viewer) -> None:
 
 
 def _go_to_link(viewer: Viewer, link: PlaceLink) -> None:
-    from napari_lrmil.plugin.viewer.places import go_to_link
+    from napari_lrmil.plugin.viewer.navigation.places import go_to_link
 
     go_to_link(viewer, link, viewer.window._qt_window.devicePixelRatioF())
 

@@ -84,7 +84,7 @@ def make_dock(viewer: Any, bundle: Bundle, qtbot: Any) -> MakeDock:
     """Return a function that adds an Analyse dock to the window, with a model and optionally a slide."""
     from napari_lrmil.plugin.analyse.widget import AnalyseWidget
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slide_layers
+    from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 
     def make(slide: Path | None, session: Any = None) -> Any:
         dock = AnalyseWidget(viewer, session)

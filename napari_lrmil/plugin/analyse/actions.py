@@ -16,7 +16,6 @@ from napari_lrmil.core.patching.regions import read_regions, write_regions
 from napari_lrmil.plugin.analyse.export_jobs import ResultExportJob, ViewExportJob, explain_disk_errors
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.session.scope_text import scope_words
-from napari_lrmil.plugin.viewer.captions import CAPTION_PREFIX
 from napari_lrmil.plugin.viewer.layers import (
     EXCLUDED_EDGE,
     OUTLINE_PX,
@@ -31,6 +30,7 @@ from napari_lrmil.plugin.viewer.layers import (
     map_layers,
     remove_layers,
 )
+from napari_lrmil.plugin.viewer.maps.captions import CAPTION_PREFIX
 from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class ViewerActions:
 
     def view_export_job(self) -> ViewExportJob:
         """Return a job that writes the current canvas as a picture with legend and scale bar."""
-        from napari_lrmil.plugin.viewer.navigation import um_per_unit
+        from napari_lrmil.plugin.viewer.navigation.camera import um_per_unit
 
         pixels = _grab_canvas(self._viewer)
         state = self._session.resolve()

@@ -11,12 +11,12 @@ from qtpy.QtWidgets import QWidget
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.session.analyse_state import AnalyseState, LayerFact
-from napari_lrmil.plugin.viewer.captions import hide_caption_without_map
 from napari_lrmil.plugin.viewer.drawing_memory import DrawingMemory
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
-from napari_lrmil.plugin.viewer.navigation import fit_slide
-from napari_lrmil.plugin.viewer.places import PlaceMemory
-from napari_lrmil.plugin.viewer.split_view import arrange_views, find_split_view
+from napari_lrmil.plugin.viewer.maps.captions import hide_caption_without_map
+from napari_lrmil.plugin.viewer.maps.split_view import arrange_views, find_split_view
+from napari_lrmil.plugin.viewer.navigation.camera import fit_slide
+from napari_lrmil.plugin.viewer.navigation.places import PlaceMemory
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

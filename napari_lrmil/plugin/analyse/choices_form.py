@@ -12,7 +12,7 @@ from napari_lrmil.core.features.devices import DEVICES
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
 from napari_lrmil.core.models.model_choice import listed_model_uses, shipped_model_labels
 from napari_lrmil.plugin.qt.steps import LabelColumn
-from napari_lrmil.plugin.viewer.open_action import OPEN_TIP
+from napari_lrmil.plugin.viewer.opening.open_action import OPEN_TIP
 
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget

@@ -11,7 +11,7 @@ from napari_lrmil.core.patching.regions import Region
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.qt.worker import LatestOnly
-from napari_lrmil.plugin.viewer.navigation import visible_outline_um
+from napari_lrmil.plugin.viewer.navigation.camera import visible_outline_um
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

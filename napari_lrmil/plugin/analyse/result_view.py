@@ -17,20 +17,20 @@ from napari_lrmil.plugin.analyse.sections import AttentionSection, EvidenceSecti
 from napari_lrmil.plugin.qt.section import Section, make_label
 from napari_lrmil.plugin.qt.timers import single_shot
 from napari_lrmil.plugin.qt.worker import LatestOnly
-from napari_lrmil.plugin.viewer.attention_layers import CompareMode, attention_colormap, evidence_colormap
-from napari_lrmil.plugin.viewer.captions import add_legends, prepare_caption, update_caption
-from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.layers import lrmil_layers
-from napari_lrmil.plugin.viewer.map_clipping import clip_maps
-from napari_lrmil.plugin.viewer.navigation import fly_to
-from napari_lrmil.plugin.viewer.rotation_watcher import RotationWatcher
-from napari_lrmil.plugin.viewer.split_view import (
+from napari_lrmil.plugin.viewer.maps.attention_layers import CompareMode, attention_colormap, evidence_colormap
+from napari_lrmil.plugin.viewer.maps.captions import add_legends, prepare_caption, update_caption
+from napari_lrmil.plugin.viewer.maps.map_clipping import clip_maps
+from napari_lrmil.plugin.viewer.maps.split_view import (
     find_split_view,
     refresh_attention,
     show_evidence,
     show_picked_patches,
 )
-from napari_lrmil.plugin.viewer.wipe_line import draw_wipe_line
+from napari_lrmil.plugin.viewer.maps.wipe_line import draw_wipe_line
+from napari_lrmil.plugin.viewer.navigation.camera import fly_to
+from napari_lrmil.plugin.viewer.navigation.cursor import CursorTracker
+from napari_lrmil.plugin.viewer.navigation.rotation_watcher import RotationWatcher
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

@@ -20,7 +20,7 @@ from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_label
 from napari_lrmil.plugin.session.preconditions import RUN_ACTIVE, TISSUE_UNKNOWN
 from napari_lrmil.plugin.session.scope_text import count_regions
-from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
+from napari_lrmil.plugin.viewer.maps.attention_layers import AttentionStyle
 
 if TYPE_CHECKING:
     from napari.layers import Labels

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image
 
 from napari_lrmil.plugin.qt.errors import show_errors
-from napari_lrmil.plugin.viewer.image_as_slide import replace_with_slide, why_not_a_slide
 from napari_lrmil.plugin.viewer.layers import get_screen_slide, get_tag, lrmil_layers, recolour_slide
-from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate
+from napari_lrmil.plugin.viewer.opening.image_as_slide import replace_with_slide, why_not_a_slide
+from napari_lrmil.plugin.viewer.opening.reader import ask_mpp_with_estimate
 
 if TYPE_CHECKING:
     from magicgui.widgets import PushButton
     from napari.components import ViewerModel
 
     from napari_lrmil.plugin.session.session import Session
-    from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
+    from napari_lrmil.plugin.viewer.navigation.panel import NavigationSection
     from napari_lrmil.plugin.viewer.screen_pyramid import ScreenSlide
 
 USE_IMAGE_TIP = "Analyse this image as a slide with one level; you are asked for its pixel size"

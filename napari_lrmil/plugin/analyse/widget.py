@@ -41,14 +41,14 @@ from napari_lrmil.plugin.session.analyse_state import AnalyseState
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.session.run_state import SessionState
 from napari_lrmil.plugin.session.session import Session
-from napari_lrmil.plugin.viewer.attention_layers import AttentionStyle
 from napari_lrmil.plugin.viewer.doctor_action import add_doctor_action
-from napari_lrmil.plugin.viewer.image_as_slide import make_slide_opener
 from napari_lrmil.plugin.viewer.layers import get_tag, lrmil_layers
-from napari_lrmil.plugin.viewer.navigation_panel import NavigationSection
-from napari_lrmil.plugin.viewer.open_action import add_open_action, ask_slides
-from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
-from napari_lrmil.plugin.viewer.split_view import arrange_views
+from napari_lrmil.plugin.viewer.maps.attention_layers import AttentionStyle
+from napari_lrmil.plugin.viewer.maps.split_view import arrange_views
+from napari_lrmil.plugin.viewer.navigation.panel import NavigationSection
+from napari_lrmil.plugin.viewer.opening.image_as_slide import make_slide_opener
+from napari_lrmil.plugin.viewer.opening.open_action import add_open_action, ask_slides
+from napari_lrmil.plugin.viewer.opening.slide_drops import open_dropped_slides
 
 if TYPE_CHECKING:
     from napari.layers import Layer

@@ -26,7 +26,7 @@ from napari_lrmil.plugin.compare.comparison_model import BUDGET_KINDS, BudgetKin
 from napari_lrmil.plugin.qt.section import Section, enable_unless, make_button, make_label, make_row
 from napari_lrmil.plugin.qt.wheel import PLOT
 from napari_lrmil.plugin.session.preconditions import NOT_DISTILLED, RUN_ACTIVE
-from napari_lrmil.plugin.viewer.attention_layers import CompareMode, CompareView
+from napari_lrmil.plugin.viewer.maps.attention_layers import CompareMode, CompareView
 
 if TYPE_CHECKING:
     from napari_lrmil.core.inference.teacher_comparison import SharedPatches

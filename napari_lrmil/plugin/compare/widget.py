@@ -43,10 +43,10 @@ from napari_lrmil.plugin.qt.section import Section, fill_dock, make_button, make
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
 from napari_lrmil.plugin.session.run_state import SessionState
-from napari_lrmil.plugin.viewer.attention_layers import CompareMode, count_columns
-from napari_lrmil.plugin.viewer.cursor import CursorTracker
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers
-from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
+from napari_lrmil.plugin.viewer.maps.attention_layers import CompareMode, count_columns
+from napari_lrmil.plugin.viewer.navigation.cursor import CursorTracker
+from napari_lrmil.plugin.viewer.opening.reader import ask_mpp_with_estimate, read_slide_layers
 
 if TYPE_CHECKING:
     import numpy as np

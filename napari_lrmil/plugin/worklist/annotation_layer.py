@@ -27,7 +27,7 @@ from napari_lrmil.plugin.viewer.layers import (
     lrmil_layers,
     remove_layers,
 )
-from napari_lrmil.plugin.viewer.navigation import um_per_unit
+from napari_lrmil.plugin.viewer.navigation.camera import um_per_unit
 from napari_lrmil.plugin.viewer.region_shapes import regions_from_shapes, shapes_from_regions
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from napari_lrmil.core.worklist.build import find_results_folder, list_folder, r
 from napari_lrmil.plugin.session.jobs import reserve_core_for_window
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.viewer.layers import read_tag
-from napari_lrmil.plugin.viewer.reader import read_slide_layers
+from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 from napari_lrmil.plugin.worklist.answer_jobs import EXPECTED_ERRORS, AnswerJob
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from napari_lrmil.plugin.qt.errors import show_errors
 from napari_lrmil.plugin.qt.worker import LatestOnly
 from napari_lrmil.plugin.session.open_slides import SlideChoice
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers, remove_layers
-from napari_lrmil.plugin.viewer.places import PlaceMemory
-from napari_lrmil.plugin.viewer.reader import ask_mpp_with_estimate, read_slide_layers
+from napari_lrmil.plugin.viewer.navigation.places import PlaceMemory
+from napari_lrmil.plugin.viewer.opening.reader import ask_mpp_with_estimate, read_slide_layers
 from napari_lrmil.plugin.viewer.slide_swap import swap_slide
 from napari_lrmil.plugin.worklist.answer_jobs import AnswerJob, SlideAnswer, SlideProblem
 from napari_lrmil.plugin.worklist.jobs import AheadJob, OpenedSlide, OpenSlideJob

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_lrmil.plugin.qt.docks import find_dock
-from napari_lrmil.plugin.viewer.attention_layers import CompareMode, CompareView
+from napari_lrmil.plugin.viewer.maps.attention_layers import CompareMode, CompareView
 from napari_lrmil.plugin.worklist.answer_jobs import (
     AnswerJob,
     SlideAnswer,

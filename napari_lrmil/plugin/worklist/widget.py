@@ -26,7 +26,7 @@ from napari_lrmil.plugin.qt.docks import find_dock, open_dock, tabify_beside
 from napari_lrmil.plugin.qt.errors import show_error
 from napari_lrmil.plugin.qt.signals import connect_until_destroyed
 from napari_lrmil.plugin.qt.worker import BackgroundWorker, LatestOnly
-from napari_lrmil.plugin.viewer.slide_drops import open_dropped_slides
+from napari_lrmil.plugin.viewer.opening.slide_drops import open_dropped_slides
 from napari_lrmil.plugin.worklist.cautions import RowCautions
 from napari_lrmil.plugin.worklist.dock_layout import WorklistLayout
 from napari_lrmil.plugin.worklist.edit_field import takes_text

@@ -10,7 +10,7 @@ from napari_lrmil.core.errors import LrmilError, SlideError
 from napari_lrmil.core.slides import openslide_handle
 from napari_lrmil.core.slides.slide import Slide
 from napari_lrmil.core.slides.tiff_structure import find_oddities
-from napari_lrmil.plugin.viewer.reader import is_slide
+from napari_lrmil.plugin.viewer.opening.reader import is_slide
 from support.plain_tiffs import change, write_slide
 
 

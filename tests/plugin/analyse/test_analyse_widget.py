@@ -19,7 +19,7 @@ from napari_lrmil.core.visualize.overlay import RESEARCH_USE
 from napari_lrmil.plugin.analyse.result_text import ResultText
 from napari_lrmil.plugin.analyse.result_view import HOVER_HINT
 from napari_lrmil.plugin.viewer.layers import add_layers, build_slide_layers, get_tag, lrmil_layers
-from napari_lrmil.plugin.viewer.reader import read_slide_layers
+from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 from support.fake_slides import fake_slide, glass, one_sentence, speckled, write_tiff
 from support.jpeg_slides import write_jpeg_slide
 from support.planted import DARK, centroid, plant

@@ -13,10 +13,10 @@ import pytest
 from napari_lrmil.plugin.analyse.canvas import SHOWN_BY_HAND
 from napari_lrmil.plugin.session.analyse_state import MAP_DELETED, SLIDE_HIDDEN
 from napari_lrmil.plugin.viewer.layers import add_layers, get_tag, lrmil_layers
-from napari_lrmil.plugin.viewer.navigation import fly_to
-from napari_lrmil.plugin.viewer.places import place_on
-from napari_lrmil.plugin.viewer.reader import read_slide_layers
-from napari_lrmil.plugin.viewer.rotation import rotate_view
+from napari_lrmil.plugin.viewer.navigation.camera import fly_to
+from napari_lrmil.plugin.viewer.navigation.places import place_on
+from napari_lrmil.plugin.viewer.navigation.rotation import rotate_view
+from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 from support.fake_slides import glass, speckled, write_tiff
 from support.window import WAIT_MS, MakeDock, timers_rest
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def _open(viewer: Any, dock: Any, path: Path, qtbot: Any) -> None:
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slide_layers
+    from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 
     add_layers(viewer, read_slide_layers(path))
     qtbot.waitUntil(lambda: path in {slide.path for slide in dock.session.slides}, timeout=WAIT_MS)

@@ -330,7 +330,7 @@ def test_paint_adds_tissue_and_erase_removes_it_whatever_label_is_selected(dock:
 
 def test_editing_shows_one_view_because_two_cannot_be_drawn_on(dock: Any, viewer: Any, qtbot: Any) -> None:
     from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-    from napari_lrmil.plugin.viewer.split_view import find_split_view
+    from napari_lrmil.plugin.viewer.maps.split_view import find_split_view
 
     dock.run(TeacherPatches(2))
     qtbot.waitUntil(lambda: not dock.session.is_busy, timeout=WAIT_MS)
@@ -544,7 +544,7 @@ def test_an_ordinary_picture_is_offered_as_a_slide_of_one_level(
     make_dock: MakeDock, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from napari_lrmil.plugin.analyse import slide_display
-    from napari_lrmil.plugin.viewer.mpp_prompt import MppAnswer
+    from napari_lrmil.plugin.viewer.opening.mpp_prompt import MppAnswer
 
     dock = make_dock(None)
     grey = viewer.add_image(np.zeros((40, 60), np.float32), name="grey")

@@ -209,7 +209,7 @@ def test_what_cannot_work_is_not_enabled_and_says_why(
     make_compare: MakeCompare, viewer: Any, tmp_path: Path, qtbot: Any
 ) -> None:
     from napari_lrmil.plugin.viewer.layers import add_layers
-    from napari_lrmil.plugin.viewer.reader import read_slide_layers
+    from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 
     dock = make_compare(None)
     assert not dock.form.run_button.isEnabled() and "slide" in dock.form.run_button.toolTip()

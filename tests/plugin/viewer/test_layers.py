@@ -13,7 +13,6 @@ from napari_lrmil.core.geometry import Mpp
 from napari_lrmil.core.inference.predict import predict
 from napari_lrmil.core.inference.prediction import Prediction
 from napari_lrmil.core.inference.teacher_patches import TeacherPatches
-from napari_lrmil.plugin.viewer.attention_layers import attention_colormap, build_attention_layers
 from napari_lrmil.plugin.viewer.layers import (
     EXCLUDED_EDGE,
     REGION_EDGE,
@@ -24,6 +23,7 @@ from napari_lrmil.plugin.viewer.layers import (
     placement,
     recolour_slide,
 )
+from napari_lrmil.plugin.viewer.maps.attention_layers import attention_colormap, build_attention_layers
 from support.fake_slides import GLASS, DarknessBundle, FakeSlide, fake_slide, resolution, speckled
 from support.planted import LR_UM, Planted, centroid, plant
 
@@ -148,7 +148,7 @@ def test_other_colours_reach_every_layer_of_the_slide_and_no_other(tmp_path: Pat
 
 
 def test_low_attention_leaves_the_slide_as_it_is() -> None:
-    from napari_lrmil.plugin.viewer.attention_layers import attention_colormap
+    from napari_lrmil.plugin.viewer.maps.attention_layers import attention_colormap
 
     alpha = attention_colormap().colors[:, 3]
     assert alpha[0] == 0 and alpha[-1] == 1 and (np.diff(alpha) > 0).all()
@@ -156,7 +156,7 @@ def test_low_attention_leaves_the_slide_as_it_is() -> None:
 
 @pytest.mark.parametrize(("limit", "rounded"), [(0.09, 0.1), (0.1, 0.1), (0.11, 0.2), (0.8, 1), (3, 5), (5.1, 10)])
 def test_limits_of_legends_are_round(limit: float, rounded: float) -> None:
-    from napari_lrmil.plugin.viewer.attention_layers import round_up_limit
+    from napari_lrmil.plugin.viewer.maps.attention_layers import round_up_limit
 
     assert round_up_limit(limit) == pytest.approx(rounded)
 

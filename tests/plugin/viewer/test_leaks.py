@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from napari_lrmil.plugin.viewer.layers import add_layers
-from napari_lrmil.plugin.viewer.reader import read_slide_layers
+from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 from support.fake_slides import speckled, write_tiff
 from support.window import WAIT_MS, MakeDock
 

@@ -10,7 +10,7 @@ import pytest
 from napari_lrmil.core.user_settings import SettingsStore
 from napari_lrmil.core.worklist.review import REVIEW_FILE, Verdict, read_review
 from napari_lrmil.plugin.viewer.layers import add_layers, lrmil_layers
-from napari_lrmil.plugin.viewer.reader import read_slide_layers
+from napari_lrmil.plugin.viewer.opening.reader import read_slide_layers
 from napari_lrmil.plugin.worklist.review_panel import ANSWER_HIDDEN, NO_NAME, OPENING
 from support.window import WAIT_MS
 from support.worklist import MakeWorklist, page, press, settled

@@ -20,9 +20,9 @@ from napari_lrmil.core.worklist.order import SortKey
 from napari_lrmil.core.worklist.review import REVIEW_FILE, ReviewFile, ReviewRow, Verdict, read_review
 from napari_lrmil.core.worklist.seen import SEEN_FILE
 from napari_lrmil.plugin.viewer.layers import get_screen_slide, lrmil_layers, remove_layers, slide_affine
-from napari_lrmil.plugin.viewer.navigation import fly_to
-from napari_lrmil.plugin.viewer.places import Place, place_on
-from napari_lrmil.plugin.viewer.rotation import rotate_view
+from napari_lrmil.plugin.viewer.navigation.camera import fly_to
+from napari_lrmil.plugin.viewer.navigation.places import Place, place_on
+from napari_lrmil.plugin.viewer.navigation.rotation import rotate_view
 from support.phantoms import copy_cohort
 from support.stored_results import write_result
 from support.window import WAIT_MS

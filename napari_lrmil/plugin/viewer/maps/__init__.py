@@ -1,0 +1,1 @@
+"""Maps of attention and evidence: their layers, arrangement, colours and captions."""

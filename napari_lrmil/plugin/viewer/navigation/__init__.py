@@ -1,0 +1,1 @@
+"""Camera, minimap, measuring, rotation and places."""
