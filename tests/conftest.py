@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ os.environ["NAPARI_LRMIL_CONFIG"] = tempfile.mkdtemp(prefix="napari-lrmil-")  # 
 os.environ["NAPARI_LRMIL_CACHE"] = tempfile.mkdtemp(
     prefix="napari-lrmil-"
 )  # nor left behind among what can be made again
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore interrupts
 
 SLOW = {"trained", "cluster", "viewer"}  # fixtures that take seconds: trainings, dask, windows
 LONGEST_FIRST = (
