@@ -57,4 +57,4 @@ def test_open_section_is_as_high_as_text_that_grows_later(column: Any, qtbot: An
     section.toggleButton().click()
     [label] = section.findChildren(QLabel)
     label.setText("many more words than before " * 40)
-    qtbot.waitUntil(lambda: label.height() >= label.heightForWidth(label.width()))
+    qtbot.waitUntil(lambda: label.height() >= label.heightForWidth(label.width()), timeout=WAIT_MS)

@@ -82,7 +82,8 @@ def caption_evidence(viewer: ViewerModel, layer: Image) -> None:
     """Show the meaning of the colours of a map of evidence."""
     more, less = ("orange", "blue") if _has_own_colours(layer) else ("above 0", "below 0")
     meaning = f"{layer.name[:1].lower()}{layer.name[1:]} (logit): {more} raises it, {less} lowers it"
-    _set_caption(viewer, f"{meaning}; right: the teacher's attention" if viewer.canvas.grid.enabled else meaning)
+    has_teacher_view = bool(lrmil_layers(viewer, slide_path(layer), role="attention", side="teacher"))
+    _set_caption(viewer, f"{meaning}; right: the teacher's attention" if has_teacher_view else meaning)
 
 
 def _has_own_colours(layer: Image) -> bool:
@@ -112,9 +113,8 @@ def follow_colours(viewer: ViewerModel, layer: Image) -> None:
 def _describe_wipe(viewer: ViewerModel) -> str:
     """Return on which side of the wipe each map is on the screen; the slide may be rotated."""
     path = slide_path(lrmil_layers(viewer, role="wipe")[0])
-    down, right = -slide_affine(lrmil_layers(viewer, path, role="slide", side="student")[0])[
-        :2, 1
-    ]  # towards the slide's left edge
+    slides = lrmil_layers(viewer, path, role="slide", side="student")  # none if it was removed by hand
+    down, right = -slide_affine(slides[0] if slides else None)[:2, 1]  # towards the slide's left edge
     eighth = round(math.atan2(down, right) / (math.pi / 4))
     student, teacher = WIPE_SIDES[eighth % 8], WIPE_SIDES[(eighth + 4) % 8]
     return f"student {student} the wipe, teacher {teacher} it"

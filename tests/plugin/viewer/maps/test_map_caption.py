@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from napari.components import ViewerModel
 
 from napari_lrmil.core.visualize.overlay import SCALE_LEGENDS
-from napari_lrmil.plugin.viewer.layers import lrmil_layers
+from napari_lrmil.plugin.viewer.layers import LayerTag, lrmil_layers
 from napari_lrmil.plugin.viewer.maps.attention_layers import CompareMode
 from napari_lrmil.plugin.viewer.maps.captions import (
     CAPTION_PREFIX,
     CAPTION_WIDTH,
     LETTER_PX,
     SCALE_BAR_PX,
+    caption_evidence,
+    caption_maps,
     place_caption,
 )
 from support.window import WAIT_MS, MakeDock, timers_rest
@@ -150,8 +154,26 @@ def test_in_two_views_evidence_takes_the_place_of_the_student_s_attention(
     legend = answered.viewer_actions.view_export_job().legend
     assert legend is not None and (legend.low, legend.high) == tuple(layer.contrast_limits)
     evidence.class_box.setCurrentIndex(1 - evidence.class_box.currentIndex())
-    qtbot.waitUntil(lambda: timers_rest(answered) and layer.name.endswith(evidence.class_box.currentText()))
+    qtbot.waitUntil(
+        lambda: timers_rest(answered) and layer.name.endswith(evidence.class_box.currentText()), timeout=WAIT_MS
+    )
     assert layer.visible and not student.visible
     evidence.show_box.click()
     qtbot.waitUntil(lambda: timers_rest(answered) and not lrmil_layers(viewer, role="evidence"), timeout=WAIT_MS)
     assert student.visible and [each for each in viewer.layers if each.visible].index(student) < len(shown) // 2
+
+
+def test_under_napari_s_own_grid_the_caption_of_evidence_names_no_teacher() -> None:
+    viewer = ViewerModel()
+    tag = LayerTag("evidence", Path("a.svs"), 0.5)
+    layer = viewer.add_image(np.zeros((4, 4)), name="Evidence for lesion", metadata=tag.as_metadata())
+    viewer.canvas.grid.enabled = True
+    caption_evidence(viewer, layer)
+    assert "teacher" not in read_caption(viewer) and "evidence for lesion" in read_caption(viewer)
+
+
+def test_the_caption_of_a_wipe_outlives_the_layer_of_its_slide() -> None:
+    viewer = ViewerModel()
+    viewer.add_image(np.zeros((4, 4)), metadata=LayerTag("wipe", Path("a.svs"), 0.5).as_metadata())
+    caption_maps(viewer, None)
+    assert read_caption(viewer).endswith("student left of the wipe, teacher right of it")
