@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support.window import require_screen
+from support.window import WAIT_MS, require_screen
 
 require_screen()
 
